@@ -1,0 +1,259 @@
+"""Reading speech: any file that libsndfile opens, as 16 kHz mono.
+
+Authors
+ * The blsp_plugin team 2026
+"""
+
+import os
+import re
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import soundfile
+import torch
+import torchaudio
+from speechbrain.dataio import audio_io
+from speechbrain.utils.parallel import parallel_map
+
+from blsp_plugin.errors import BadInput
+
+__all__ = [
+    "SAMPLE_RATE",
+    "AudioInfo",
+    "probe_many",
+    "probe_speech",
+    "read_speech",
+    "resampled_length",
+]
+
+SAMPLE_RATE = 16000
+
+# An MP3 without a length tag has its length guessed from its size, and the
+# guess misses by less than two of its frames.
+MP3_SLACK = 2 * 1152
+
+# libsndfile says "data : <promised> (should be <there>)" of a cut WAV; a
+# promise near the 2 or 4 GiB limit is what programs write into a pipe.
+WAV_PROMISE = re.compile(r"data\s*: (\d+) \(should be (\d+)\)")
+WAV_STREAMED = 0x7FFF0000
+
+
+class AudioInfo(NamedTuple):
+    """What a header says about a clip.
+
+    Arguments
+    ---------
+    samples_16k : int
+        Samples that `read_speech` returns for the whole file.
+    duration : float
+        Seconds.
+    sample_rate : int
+        The file's own rate in Hz.
+    channels : int
+        The file's own channels.
+    """
+
+    samples_16k: int
+    duration: float
+    sample_rate: int
+    channels: int
+
+
+def resampled_length(samples, sample_rate):
+    """Samples at 16 kHz of a clip that has ``samples`` at ``sample_rate``.
+
+    Arguments
+    ---------
+    samples : int
+        Samples at the clip's own rate.
+    sample_rate : int
+        That rate in Hz.
+
+    Returns
+    -------
+    int
+        ``ceil(samples * 16000 / sample_rate)``, exactly.
+
+    Example
+    -------
+    >>> resampled_length(44100, 44100), resampled_length(3, 48000)
+    (16000, 1)
+    """
+    return -(-samples * SAMPLE_RATE // sample_rate)
+
+
+def _read_header(path):
+    """Open the header of ``path``; BadInput where there is no audio in it."""
+    if not os.path.isfile(path):
+        raise BadInput(
+            f"{path}: no such audio file; correct the path or data_root"
+        )
+    try:
+        header = soundfile.info(path, verbose=True)
+    except (RuntimeError, TypeError) as error:
+        reason = getattr(error, "error_string", str(error)).rstrip(".")
+        raise BadInput(
+            f"{path}: not readable as audio ({reason}); convert it to WAV or "
+            "FLAC, or drop the row"
+        ) from error
+    if header.frames < 1:
+        raise BadInput(f"{path}: holds no samples; drop the row")
+    if header.frames >= 2**62:
+        raise BadInput(
+            f"{path}: its header does not say how long it is; encode it again"
+        )
+    promise = WAV_PROMISE.search(header.extra_info)
+    if promise and int(promise[2]) < int(promise[1]) < WAV_STREAMED:
+        raise BadInput(
+            f"{path}: cut short, {promise[2]} of {promise[1]} bytes of audio "
+            "are there; copy it again or drop the row"
+        )
+    return header
+
+
+def probe_speech(path):
+    """Learn a clip's length from its header, without decoding it.
+
+    Arguments
+    ---------
+    path : str or os.PathLike
+        An audio file.
+
+    Returns
+    -------
+    AudioInfo
+        Its ``samples_16k`` is exactly what `read_speech` returns.
+
+    Raises
+    ------
+    BadInput
+        Missing, not audio, no samples, a WAV that is cut short. (Other
+        formats show a cut only when they are decoded.)
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "clip.wav"
+    >>> soundfile.write(path, [0.0] * 44100, 44100)
+    >>> probe_speech(path)
+    AudioInfo(samples_16k=16000, duration=1.0, sample_rate=44100, channels=1)
+    """
+    header = _read_header(os.fspath(path))
+    return AudioInfo(
+        resampled_length(header.frames, header.samplerate),
+        header.frames / header.samplerate,
+        header.samplerate,
+        header.channels,
+    )
+
+
+def _probe_or_error(path):
+    try:
+        return probe_speech(path)
+    except BadInput as error:
+        return error
+
+
+def probe_many(paths, threads=8):
+    """`probe_speech` over many files, in threads, with a progress bar.
+
+    Arguments
+    ---------
+    paths : list of str
+        Audio files.
+    threads : int
+        Headers read at a time; reading them waits for the disk.
+
+    Returns
+    -------
+    list
+        For each path its `AudioInfo`, or the `BadInput` that it raised.
+
+    Example
+    -------
+    >>> [error] = probe_many(["nowhere.wav"])
+    >>> str(error)
+    'nowhere.wav: no such audio file; correct the path or data_root'
+    """
+    with ThreadPoolExecutor(threads) as pool:
+        return list(
+            parallel_map(
+                _probe_or_error,
+                paths,
+                chunk_size=64,
+                executor=pool,
+                progress_bar_kwargs={"desc": "audio headers", "unit": "clip"},
+            )
+        )
+
+
+def read_speech(path, start=None, stop=None):
+    """Read a clip, or a stretch of it, as the encoder wants it.
+
+    Any rate is resampled, any number of channels averaged, any length taken.
+
+    Arguments
+    ---------
+    path : str or os.PathLike
+        An audio file: WAV, FLAC, Ogg (Vorbis, Opus), MP3, ...
+    start : int, optional
+        First sample, at the file's own rate. Default: 0.
+    stop : int, optional
+        One past the last sample, at the file's own rate. Default: the end.
+
+    Returns
+    -------
+    torch.Tensor
+        float32, shape (samples,), 16 kHz mono.
+
+    Raises
+    ------
+    BadInput
+        Missing, not audio, cut short or damaged, no samples, NaN or infinite
+        samples, a stretch that is not in the file.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "clip.wav"
+    >>> soundfile.write(path, [[0.5, -0.5]] * 48000, 48000)
+    >>> read_speech(path).shape, read_speech(path, 24000, 30000).shape
+    (torch.Size([16000]), torch.Size([2000]))
+    """
+    path = os.fspath(path)
+    header = _read_header(path)
+    start = 0 if start is None else start
+    stop = header.frames if stop is None else stop
+    if not 0 <= start < stop <= header.frames:
+        raise BadInput(
+            f"{path}: samples {start} to {stop} asked, it has "
+            f"{header.frames}; correct start and stop"
+        )
+    wanted = stop - start
+    try:
+        signal, rate = audio_io.load(
+            path, dtype=torch.float32, frame_offset=start, num_frames=wanted
+        )
+    except RuntimeError as error:
+        raise BadInput(
+            f"{path}: cut short or damaged ({error.__cause__}); copy it again "
+            "or drop the row"
+        ) from error
+    signal = signal.mean(0)
+    slack = MP3_SLACK if header.subtype.startswith("MPEG") else 0
+    missing = wanted - len(signal)
+    if missing > slack or len(signal) == 0:
+        raise BadInput(
+            f"{path}: cut short, {len(signal)} of {wanted} samples could be "
+            "decoded; copy or encode it again, or drop the row"
+        )
+    signal = torch.nn.functional.pad(signal, (0, missing))
+    if not torch.isfinite(signal).all():
+        raise BadInput(
+            f"{path}: has NaN or infinite samples; export it again or drop "
+            "the row"
+        )
+    if rate == SAMPLE_RATE:
+        return signal
+    signal = torchaudio.functional.resample(signal, rate, SAMPLE_RATE)
+    # torchaudio rounds the new length in float32, which is one off at times.
+    length = resampled_length(wanted, rate)
+    return torch.nn.functional.pad(signal, (0, length - len(signal)))

@@ -1,0 +1,423 @@
+"""Manifests: the toolkit's CSV, or Parquet with the same columns, as rows.
+
+A file that cannot be used as a whole raises `BadInput`. A row that cannot be
+used is rejected with its reason and the rest goes on.
+
+Authors
+ * The blsp_plugin team 2026
+"""
+
+import contextlib
+import csv
+import json
+import math
+import os
+from typing import NamedTuple
+
+from blsp_plugin.data.audio import probe_many
+from blsp_plugin.data.text import normalise_transcript
+from blsp_plugin.errors import BadInput
+
+__all__ = [
+    "Manifest",
+    "Rejected",
+    "atomic_write",
+    "check_rejected",
+    "read_manifest",
+    "write_csv",
+    "write_rejected",
+]
+
+# A CSV's duration may be rounded; further off than this, the header is right.
+DURATION_SLACK = 0.1
+
+
+class Rejected(NamedTuple):
+    """A row that could not be used.
+
+    Arguments
+    ---------
+    id : str
+        The row's ID, as far as it has one.
+    file : str
+        The file that holds the row.
+    row : int
+        Line of the row in a text file (a CSV's header is line 1), or its
+        number in a Parquet file (the first is 1); 0 if the file is meant.
+    reason : str
+        One line that says what is wrong and how to mend it.
+    """
+
+    id: str
+    file: str
+    row: int
+    reason: str
+
+
+class Manifest(NamedTuple):
+    """What `read_manifest` found.
+
+    Arguments
+    ---------
+    rows : list of dict
+        The good rows, in file order.
+    rejected : list of Rejected
+        The others, in file order.
+    """
+
+    rows: list
+    rejected: list
+
+
+def _check_columns(path, has, needed):
+    missing = [name for name in needed if name not in has]
+    if missing:
+        raise BadInput(
+            f"{path}, row 1: no column {missing[0]!r}, it has "
+            f"{', '.join(has)}; name the right column or add it"
+        )
+
+
+def _find_line(path):
+    """Return the first line of ``path`` that is not UTF-8."""
+    with open(path, "rb") as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+
+
+def _csv_records(path, needed):
+    """Yield (line, record or None, reason) of a CSV file."""
+    line, number = 1, 1
+    # csv counts the line where a row ends; with newlines in quotes that is
+    # not the one where it starts.
+    with open(path, encoding="utf-8-sig", newline="") as stream:
+        reader = csv.reader(stream, skipinitialspace=True, strict=True)
+        header = None
+        while True:
+            number = reader.line_num + 1
+            try:
+                line = next(reader)
+            except StopIteration:
+                break
+            except UnicodeDecodeError as error:
+                raise BadInput(
+                    f"{path}, row {_find_line(path)}: not UTF-8; convert the "
+                    "file, for example with iconv -t utf-8"
+                ) from error
+            except csv.Error as error:
+                if header is None or "unexpected end" in str(error):
+                    raise BadInput(
+                        f"{path}, row {number}: a quote that opens there is "
+                        "never closed; double the quotes inside a field"
+                    ) from error
+                yield number, None, f"not CSV ({error}); mend its quotes"
+                continue
+            if not line:
+                continue
+            if header is None:
+                header = line
+                _check_columns(path, header, needed)
+            elif len(line) != len(header):
+                reason = (
+                    f"{len(line)} fields where the header has {len(header)}; "
+                    "quote the commas in it"
+                )
+                yield number, None, reason
+            else:
+                record = dict(zip(header, line))
+                yield number, {name: record[name] for name in needed}, None
+    if header is None:
+        raise BadInput(f"{path}: is empty; prepare the data again")
+
+
+def _parquet_records(path, needed):
+    """Yield (number, record, None) of a Parquet file."""
+    # Users of CSV files need not wait for this import.
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path, memory_map=True) as file:
+            _check_columns(path, file.schema_arrow.names, needed)
+            for batch in file.iter_batches(columns=list(needed)):
+                for record in batch.to_pylist():
+                    number += 1
+                    yield number, record, None
+    except (pyarrow.ArrowException, OSError) as error:
+        raise BadInput(
+            f"{path}: not a readable Parquet file ({error}); write it again"
+        ) from error
+
+
+def _as_text(value):
+    return "" if value is None else str(value)
+
+
+def _parse_duration(value):
+    try:
+        duration = float(value)
+    except (TypeError, ValueError):
+        duration = math.nan
+    if not (math.isfinite(duration) and duration > 0):
+        raise BadInput(
+            f"duration {value!r} is not a number of seconds; correct it"
+        )
+    return duration
+
+
+def _add_audio(row, record, root, probe):
+    """Fill in ``wav`` and ``duration`` or raise BadInput."""
+    row["wav"] = _as_text(record["wav"]).strip().replace("$data_root", root)
+    if not row["wav"]:
+        raise BadInput("empty wav; give the path of the clip")
+    if "duration" in record:
+        row["duration"] = _parse_duration(record["duration"])
+    if not probe and not os.path.isfile(row["wav"]):
+        raise BadInput(
+            f"{row['wav']}: no such audio file; correct the path or data_root"
+        )
+
+
+def _probe_rows(path, numbered):
+    """Give each row its header's length; return the good, the rejected."""
+    good, rejected = [], []
+    results = probe_many([row["wav"] for _, row in numbered])
+    for (number, row), info in zip(numbered, results):
+        if isinstance(info, BadInput):
+            rejected.append(Rejected(row["id"], path, number, str(info)))
+            continue
+        row["samples"] = info.samples_16k
+        row.setdefault("duration", info.duration)
+        if abs(row["duration"] - info.duration) > DURATION_SLACK:
+            row["duration"] = info.duration
+        good.append((number, row))
+    return good, rejected
+
+
+def read_manifest(
+    path, text_key="wrd", data_root=None, keep=(), probe=False, need_audio=True
+):
+    """Read a CSV or Parquet manifest into checked rows.
+
+    Arguments
+    ---------
+    path : str or os.PathLike
+        ``*.parquet``, or else a CSV as the toolkit's preparers write it:
+        columns ``ID``, ``duration``, ``wav`` and a text.
+    text_key : str
+        The column that holds the text: wrd, transcription, translation, ...
+    data_root : str, optional
+        Takes the place of ``$data_root`` in ``wav``. Default: the folder
+        that holds the manifest.
+    keep : sequence of str
+        Further columns to carry through, as they are.
+    probe : bool
+        Read every clip's header too (in threads, with a progress bar): a
+        duration more than 0.1 s off is replaced, and ``duration`` may be
+        missing from the file.
+    need_audio : bool
+        False for work on text alone: ``wav`` and ``duration`` are not read.
+
+    Returns
+    -------
+    Manifest
+        Rows are dicts: ``id``, ``wav``, ``duration`` (float, seconds),
+        ``text`` (normalised, never empty), the ``keep`` columns, and with
+        ``probe`` also ``samples`` (int, at 16 kHz).
+
+    Raises
+    ------
+    BadInput
+        No such file, empty, no rows, not UTF-8, not Parquet, a column is
+        missing, a quote is never closed.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "train.csv"
+    >>> rows = [{"ID": "a", "wrd": "HELLO"}, {"ID": "b", "wrd": " "}]
+    >>> write_csv(rows, path, ["ID", "wrd"])
+    >>> manifest = read_manifest(path, need_audio=False)
+    >>> manifest.rows
+    [{'id': 'a', 'text': 'HELLO'}]
+    >>> manifest.rejected[0].row, manifest.rejected[0].reason
+    (3, "empty transcript in column 'wrd'; fill it in or drop the row")
+    """
+    path = os.fspath(path)
+    if not os.path.isfile(path):
+        raise BadInput(
+            f"{path}: no such manifest; correct the path or prepare the data"
+        )
+    root = os.fspath(data_root or os.path.dirname(os.path.abspath(path)))
+    parquet = path.endswith(".parquet")
+    needed = ["ID", text_key, *keep]
+    if need_audio:
+        needed += ["wav"] if probe else ["wav", "duration"]
+    read = _parquet_records if parquet else _csv_records
+    numbered, rejected, first_seen, number = [], [], {}, 0
+    for number, record, reason in read(path, list(dict.fromkeys(needed))):
+        row = {"id": _as_text(record["ID"]).strip() if record else ""}
+        try:
+            if reason:
+                raise BadInput(reason)
+            if not row["id"]:
+                raise BadInput("empty ID; give the row one")
+            if need_audio:
+                _add_audio(row, record, root, probe)
+            row["text"] = normalise_transcript(_as_text(record[text_key]))
+            if not row["text"]:
+                raise BadInput(
+                    f"empty transcript in column {text_key!r}; fill it in or "
+                    "drop the row"
+                )
+            if row["id"] in first_seen:
+                raise BadInput(
+                    f"ID {row['id']} is already that of row "
+                    f"{first_seen[row['id']]}; give each row its own"
+                )
+        except BadInput as error:
+            rejected.append(Rejected(row["id"], path, number, str(error)))
+            continue
+        first_seen[row["id"]] = number
+        row.update({name: record[name] for name in keep if name not in row})
+        numbered.append((number, row))
+    if not number:
+        raise BadInput(f"{path}: has no rows; prepare the data again")
+    if probe and need_audio:
+        numbered, unreadable = _probe_rows(path, numbered)
+        rejected = sorted(rejected + unreadable, key=lambda bad: bad.row)
+    return Manifest([row for _, row in numbered], rejected)
+
+
+@contextlib.contextmanager
+def atomic_write(path):
+    """Open ``path`` for writing text so that it appears whole or not at all.
+
+    Arguments
+    ---------
+    path : str or os.PathLike
+        The file to write; its folder is made if need be.
+
+    Yields
+    ------
+    file object
+        UTF-8, newlines as given.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "note.txt"
+    >>> with atomic_write(path) as stream:
+    ...     _ = stream.write("done")
+    >>> path.read_text()
+    'done'
+    """
+    path = os.fspath(path)
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        with open(temporary, "w", encoding="utf-8", newline="") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(temporary)
+        raise
+
+
+def write_csv(rows, path, columns):
+    """Write rows as a CSV that the toolkit reads, atomically.
+
+    Arguments
+    ---------
+    rows : iterable of dict
+        Each with all the columns; other keys are left out.
+    path : str or os.PathLike
+        The file.
+    columns : sequence of str
+        Its header.
+
+    Raises
+    ------
+    KeyError
+        If a row lacks a column.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "a.csv"
+    >>> write_csv([{"ID": "a", "wrd": "yes, no"}], path, ["ID", "wrd"])
+    >>> path.read_text().splitlines()
+    ['ID,wrd', 'a,"yes, no"']
+    """
+    with atomic_write(path) as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows([row[name] for name in columns] for row in rows)
+
+
+def write_rejected(rejected, path):
+    """Write rejected rows as JSON lines, atomically; also when there is none.
+
+    Arguments
+    ---------
+    rejected : iterable of Rejected
+        The rows.
+    path : str or os.PathLike
+        Usually ``rejected.jsonl`` in the output folder.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "rejected.jsonl"
+    >>> write_rejected([Rejected("a", "a.csv", 2, "empty wav")], path)
+    >>> path.read_text()
+    '{"id": "a", "file": "a.csv", "row": 2, "reason": "empty wav"}\n'
+    """
+    with atomic_write(path) as stream:
+        for bad in rejected:
+            line = json.dumps(bad._asdict(), ensure_ascii=False)
+            stream.write(line + "\n")
+
+
+def check_rejected(
+    n_bad, n_all, max_rejected=0.01, what="rows", path="rejected.jsonl"
+):
+    """Stop the work if too much of its input was bad.
+
+    Arguments
+    ---------
+    n_bad : int
+        Rejected rows.
+    n_all : int
+        All rows, the rejected among them.
+    max_rejected : float
+        The fraction that may be bad.
+    what : str
+        What was counted, for the message.
+    path : str or os.PathLike
+        Where the reasons are, for the message.
+
+    Raises
+    ------
+    BadInput
+        If more than the fraction was bad.
+
+    Example
+    -------
+    >>> check_rejected(1, 100)
+    >>> check_rejected(2, 100)
+    Traceback (most recent call last):
+    blsp_plugin.errors.BadInput: 2 of 100 rows were rejected (2.0%), \
+more than max_rejected (1%); rejected.jsonl has the reasons, mend the rows \
+or raise max_rejected
+    """
+    if n_bad > max_rejected * n_all:
+        raise BadInput(
+            f"{n_bad} of {n_all} {what} were rejected "
+            f"({n_bad / n_all:.1%}), more than max_rejected "
+            f"({max_rejected:.2g}); {path} has the reasons, mend the rows or "
+            "raise max_rejected"
+        )

@@ -1,0 +1,135 @@
+"""Transcripts as text: cleaning, recasing, and what a WER compares.
+
+Authors
+ * The blsp_plugin team 2026
+"""
+
+import functools
+import re
+import unicodedata
+
+from whisper_normalizer.basic import BasicTextNormalizer
+from whisper_normalizer.english import EnglishTextNormalizer
+
+__all__ = ["is_shouted", "normalise_transcript", "recase", "wer_normaliser"]
+
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+SENTENCE_START = re.compile(r"(^|[.!?…]\s+)(\W*)(\w)")
+# The pronoun alone or before an apostrophe, but not the "i" of "i.e.".
+ENGLISH_I = re.compile(r"\bi\b(?!\.\w)")
+OPEN_END = re.compile(r"\w[\"'”’)\]]*$")
+
+# How Whisper's authors normalise before a WER; any other language: basic.
+WER_NORMALISERS = {"en": EnglishTextNormalizer, "english": EnglishTextNormalizer}
+
+
+def normalise_transcript(text):
+    r"""Clean a transcript without changing its words.
+
+    Unicode NFC, control characters to spaces, runs of white space squeezed,
+    ends stripped. Case and punctuation stay.
+
+    Arguments
+    ---------
+    text : str
+        As found in a manifest.
+
+    Returns
+    -------
+    str
+        One line; empty if there was nothing to say.
+
+    Example
+    -------
+    >>> normalise_transcript(" two\tlines\r\nand a nul\x00 ")
+    'two lines and a nul'
+    """
+    text = unicodedata.normalize("NFC", text)
+    return " ".join(CONTROL.sub(" ", text).split())
+
+
+def is_shouted(text):
+    """Whether a text is ALL UPPER CASE, as LibriSpeech's transcripts are.
+
+    Arguments
+    ---------
+    text : str
+        A transcript.
+
+    Returns
+    -------
+    bool
+        True if it has cased letters and none of them is lower-case.
+
+    Example
+    -------
+    >>> is_shouted("IT'S 5 O'CLOCK"), is_shouted("OK, go"), is_shouted("5")
+    (True, False, False)
+    """
+    return text.isupper()
+
+
+def recase(text, language="en"):
+    """Give a text without case its sentence case back, by rule.
+
+    Text that is all upper-case or all lower-case gets capitals at sentence
+    starts, the English pronoun "I", and a final period if it ends in a word.
+    Mixed-case text, and scripts without case, are left alone. Names and
+    acronyms stay lower-case: a rule cannot know them. A recaser that asks a
+    language model is to take this one's place.
+
+    Arguments
+    ---------
+    text : str
+        A transcript, as `normalise_transcript` leaves it.
+    language : str
+        "I" is raised in "en" only.
+
+    Returns
+    -------
+    str
+        The text in sentence case.
+
+    Example
+    -------
+    >>> recase("I'M SURE THAT LONDON IS WHERE I LIVE")
+    "I'm sure that london is where I live."
+    >>> recase("NASA is fine")
+    'NASA is fine'
+    """
+    if not (text.isupper() or text.islower()):
+        return text
+    text = text.lower()
+    if language == "en":
+        text = ENGLISH_I.sub("I", text)
+    text = SENTENCE_START.sub(lambda m: m[1] + m[2] + m[3].upper(), text)
+    return text + "." if OPEN_END.search(text) else text
+
+
+@functools.lru_cache(maxsize=None)
+def wer_normaliser(language):
+    """The text normaliser with which a WER in a language is computed.
+
+    Whisper's own (arXiv 2212.04356, appendix C), as `whisper_normalizer`
+    packages them: figures compare with those of the Whisper paper.
+
+    Arguments
+    ---------
+    language : str
+        "en" (or "en-US", "english") for the English rules, which spell out
+        contractions and numbers; anything else gets the basic ones.
+
+    Returns
+    -------
+    callable
+        From str to str. The same object each time.
+
+    Example
+    -------
+    >>> wer_normaliser("en")("Mr. Brown's colour, twenty-five!")
+    "mister brown's color 25"
+    >>> wer_normaliser("fr")("L'été, déjà ?")
+    'l été déjà'
+    """
+    family = language.lower().replace("_", "-").split("-")[0]
+    return WER_NORMALISERS.get(family, BasicTextNormalizer)()

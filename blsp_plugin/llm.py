@@ -1,0 +1,273 @@
+"""The frozen LLM: any causal language model, by path or hub id.
+
+It is the teacher (text in, continuation out) and the student's body (speech
+embeddings in, continuation out). It never changes: no added token, no resized
+embedding, no gradient, never in training mode.
+
+Authors
+ * The blsp_plugin team 2026
+"""
+
+import os
+from typing import NamedTuple
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from blsp_plugin.pretrained import fingerprint_module, open_pretrained
+
+__all__ = ["FrozenLLM", "Generation", "load_tokenizer"]
+
+
+class Generation(NamedTuple):
+    """One generated response.
+
+    Arguments
+    ---------
+    ids : list of int
+        Token ids, without the end-of-sequence token.
+    text : str
+        Their text, special tokens left out, stripped.
+    ended : bool
+        Whether the model ended it; False if it was cut at ``max_new_tokens``.
+    """
+
+    ids: list
+    text: str
+    ended: bool
+
+
+def load_tokenizer(source):
+    """Open the tokenizer that belongs to an LLM.
+
+    Padding is by the end-of-sequence token (masked everywhere, so its value
+    never matters): nothing is added to the vocabulary.
+
+    Arguments
+    ---------
+    source : str
+        Folder or hub id.
+
+    Returns
+    -------
+    transformers.PreTrainedTokenizerBase
+        With ``pad_token`` set.
+    """
+    tokenizer = open_pretrained(
+        AutoTokenizer.from_pretrained, source, "tokenizer"
+    )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+class FrozenLLM(torch.nn.Module):
+    """A causal language model that nothing can change.
+
+    Arguments
+    ---------
+    source : str
+        Folder or hub id.
+    dtype : str or torch.dtype
+        Of the weights, "float32" or "bfloat16".
+    attn_implementation : str, optional
+        Passed on to transformers ("sdpa", "eager", "flash_attention_2").
+    **kwargs : dict
+        Passed on to ``AutoModelForCausalLM.from_pretrained``.
+
+    Raises
+    ------
+    BadInput
+        If the model or its tokenizer cannot be opened.
+    """
+
+    def __init__(
+        self, source, dtype="float32", attn_implementation=None, **kwargs
+    ):
+        super().__init__()
+        self.source = os.fspath(source)
+        if isinstance(dtype, str):
+            dtype = getattr(torch, dtype)
+        self.tokenizer = load_tokenizer(source)
+        self.model = open_pretrained(
+            AutoModelForCausalLM.from_pretrained,
+            source,
+            "LLM",
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            **kwargs,
+        )
+        self.model.requires_grad_(False)
+        self.eval()
+        config = self.model.config.get_text_config()
+        self.hidden_size = config.hidden_size
+        # Models that bend their logits say so in these fields (Gemma-2,
+        # Cohere, Granite); `project` must do what their own forward does.
+        self._softcap = getattr(config, "final_logit_softcapping", None)
+        self._logit_scale = getattr(config, "logit_scale", None)
+        self._logits_scaling = getattr(config, "logits_scaling", None)
+        self.eos_id = self.tokenizer.eos_token_id
+        stops = self.model.generation_config.eos_token_id
+        stops = stops if isinstance(stops, list) else [stops]
+        self.stop_ids = sorted(
+            {s for s in [*stops, self.eos_id] if s is not None}
+        )
+        self._fingerprint = None
+
+    def train(self, mode=True):
+        """Stay in evaluation mode, whatever Brain asks for."""
+        return super().train(False)
+
+    @property
+    def device(self):
+        """Device of the weights."""
+        return self.embedding.weight.device
+
+    @property
+    def dtype(self):
+        """Dtype of the weights."""
+        return self.embedding.weight.dtype
+
+    @property
+    def embedding(self):
+        """The token embedding layer."""
+        return self.model.get_input_embeddings()
+
+    @property
+    def embedding_rms(self):
+        """Root mean square of the embedding table, a float.
+
+        Speech embeddings start at this scale: a unit-variance LayerNorm
+        output would dwarf the text around it.
+        """
+        weight = self.embed(
+            torch.arange(self.embedding.num_embeddings, device=self.device)
+        )
+        return weight.float().square().mean().sqrt().item()
+
+    def embed(self, input_ids):
+        """Embed token ids.
+
+        Arguments
+        ---------
+        input_ids : torch.Tensor
+            Any shape, int64.
+
+        Returns
+        -------
+        torch.Tensor
+            Shape (*input_ids.shape, hidden_size).
+        """
+        return self.embedding(input_ids)
+
+    def hidden(self, inputs_embeds, attention_mask, position_ids):
+        """Last hidden states; gradients flow to the inputs only.
+
+        Arguments
+        ---------
+        inputs_embeds : torch.Tensor
+            Shape (batch, time, hidden_size), any float dtype.
+        attention_mask : torch.Tensor
+            Shape (batch, time), 1 on valid tokens.
+        position_ids : torch.Tensor
+            Shape (batch, time), 0..n-1 over the valid tokens.
+
+        Returns
+        -------
+        torch.Tensor
+            Shape (batch, time, hidden_size), after the final norm.
+        """
+        return self.model.base_model(
+            inputs_embeds=inputs_embeds.to(self.dtype),
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            use_cache=False,
+        ).last_hidden_state
+
+    def project(self, hidden):
+        """Logits of (selected) hidden states, as the model's own forward.
+
+        Arguments
+        ---------
+        hidden : torch.Tensor
+            Shape (..., hidden_size).
+
+        Returns
+        -------
+        torch.Tensor
+            Shape (..., vocabulary), float32.
+        """
+        logits = self.model.get_output_embeddings()(hidden)
+        if self._logit_scale is not None:
+            logits = logits * self._logit_scale
+        if self._logits_scaling is not None:
+            logits = logits / self._logits_scaling
+        logits = logits.float()
+        if self._softcap is not None:
+            logits = torch.tanh(logits / self._softcap) * self._softcap
+        return logits
+
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs_embeds,
+        attention_mask,
+        max_new_tokens=64,
+        num_beams=1,
+        stop=None,
+        **kwargs,
+    ):
+        """Write a response to each row.
+
+        Arguments
+        ---------
+        inputs_embeds : torch.Tensor
+            Shape (batch, time, hidden_size), left-padded.
+        attention_mask : torch.Tensor
+            Shape (batch, time), 1 on valid tokens.
+        max_new_tokens : int
+            Longest response, in tokens.
+        num_beams : int
+            1 is greedy.
+        stop : str, optional
+            A text that ends the response (a base model has no habit of
+            ending); it is not part of the response.
+        **kwargs : dict
+            Passed on to transformers' ``generate`` (sampling, penalties).
+
+        Returns
+        -------
+        list of Generation
+            One a row.
+        """
+        if stop is not None:
+            kwargs.update(stop_strings=[stop], tokenizer=self.tokenizer)
+        sequences = self.model.generate(
+            inputs_embeds=inputs_embeds.to(self.dtype),
+            attention_mask=attention_mask,
+            max_new_tokens=max_new_tokens,
+            num_beams=num_beams,
+            do_sample=kwargs.pop("do_sample", False),
+            eos_token_id=self.stop_ids,
+            pad_token_id=self.tokenizer.pad_token_id,
+            **kwargs,
+        )
+        return [self._generation(row, stop) for row in sequences.tolist()]
+
+    def _generation(self, ids, stop):
+        """Cut a row of ids at its end and decode it."""
+        ended = False
+        for i, token in enumerate(ids):
+            if token in self.stop_ids:
+                ids, ended = ids[:i], True
+                break
+        text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        if stop is not None and stop in text:
+            text, ended = text.split(stop, 1)[0], True
+        return Generation(ids, text.strip(), ended)
+
+    def fingerprint(self):
+        """Short name of these weights, 16 hexadecimal digits."""
+        if self._fingerprint is None:
+            self._fingerprint = fingerprint_module(self.model)
+        return self._fingerprint

@@ -1,0 +1,213 @@
+"""BLSP: frozen Whisper encoder + trainable adapter + frozen LLM.
+
+A clip becomes a few speech embeddings; they take the transcript's place in the
+prompt; the adapter learns until the LLM continues the clip as it would have
+continued the transcript (BLSP, arXiv 2309.00916).
+
+Authors
+ * The blsp_plugin team 2026
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from blsp_plugin.lengths import encoder_frames, mel_frames
+from blsp_plugin.packing import Row, pack, predictors, scatter_speech
+
+__all__ = ["BLSP", "SpeechEmbeddings", "ResponseStates"]
+
+
+class SpeechEmbeddings(NamedTuple):
+    """Clips as the LLM takes them.
+
+    Arguments
+    ---------
+    embeds : torch.Tensor
+        Shape (batch, longest, hidden_size), zero in padding.
+    lengths : torch.Tensor
+        Shape (batch,), int64, speech tokens of each clip.
+    """
+
+    embeds: torch.Tensor
+    lengths: torch.Tensor
+
+
+class ResponseStates(NamedTuple):
+    """What the LLM knows where it predicts a response token.
+
+    Arguments
+    ---------
+    hidden : torch.Tensor
+        Shape (tokens, hidden_size), last hidden states.
+    targets : torch.Tensor
+        Shape (tokens,), int64, the response's ids (and EOS).
+    """
+
+    hidden: torch.Tensor
+    targets: torch.Tensor
+
+
+class BLSP(torch.nn.Module):
+    """An LLM that hears.
+
+    Arguments
+    ---------
+    encoder : WhisperEncoder
+        Frozen.
+    adapter : torch.nn.Module
+        The only part that learns; see `blsp_plugin.adapters`.
+    llm : FrozenLLM
+        Frozen.
+    """
+
+    def __init__(self, encoder, adapter, llm):
+        super().__init__()
+        self.encoder = encoder
+        self.adapter = adapter
+        self.llm = llm
+
+    def speech_tokens(self, samples):
+        """Speech tokens of a clip.
+
+        Arguments
+        ---------
+        samples : int
+            At 16 kHz, at least 1.
+
+        Returns
+        -------
+        int
+        """
+        return self.adapter.output_lengths(encoder_frames(mel_frames(samples)))
+
+    def embed_speech(self, mel, mel_lengths):
+        """Clips' features -> speech embeddings; differentiable in the adapter.
+
+        Arguments
+        ---------
+        mel : torch.Tensor
+            Shape (batch, frames, n_mels), padded at the end.
+        mel_lengths : torch.Tensor
+            Shape (batch,), int64, valid frames.
+
+        Returns
+        -------
+        SpeechEmbeddings
+        """
+        return SpeechEmbeddings(*self.adapter(*self.encoder(mel, mel_lengths)))
+
+    def embed_wavs(self, wavs):
+        """Clips -> speech embeddings.
+
+        Arguments
+        ---------
+        wavs : list of torch.Tensor
+            Each of shape (samples,), float, 16 kHz, mono.
+
+        Returns
+        -------
+        SpeechEmbeddings
+        """
+        mels = [self.encoder.mel(wav) for wav in wavs]
+        lengths = torch.tensor([mel_frames(wav.shape[0]) for wav in wavs])
+        mel = pad_sequence(mels, batch_first=True)
+        device = self.llm.device
+        return self.embed_speech(mel.to(device), lengths.to(device))
+
+    def inputs_embeds(self, packed, speech=None):
+        """Token embeddings with the speech in its slots.
+
+        Arguments
+        ---------
+        packed : Packed
+            The batch.
+        speech : SpeechEmbeddings, optional
+            Not given for text twins, whose slots hold token ids.
+
+        Returns
+        -------
+        torch.Tensor
+            Shape (batch, time, hidden_size).
+        """
+        embeds = self.llm.embed(packed.input_ids)
+        if speech is None:
+            return embeds
+        return scatter_speech(embeds, packed.slot_mask, *speech)
+
+    def forward(self, packed, speech=None):
+        """Run the LLM where the response is predicted.
+
+        Arguments
+        ---------
+        packed : Packed
+            The batch, right-padded.
+        speech : SpeechEmbeddings, optional
+            Not given for text twins.
+
+        Returns
+        -------
+        ResponseStates
+            Of all rows, one after the other: a speech batch and its text
+            twins give the same number of tokens, in the same order.
+        """
+        hidden = self.llm.hidden(
+            self.inputs_embeds(packed, speech),
+            packed.attention_mask,
+            packed.position_ids,
+        )
+        mask, targets = predictors(packed.labels)
+        return ResponseStates(hidden[mask], targets)
+
+    @torch.no_grad()
+    def generate(self, rows, speech=None, **decoding):
+        """Write a response to each row.
+
+        Arguments
+        ---------
+        rows : list of Row
+            With numbers of speech tokens in the slots, or token ids (the text
+            branch) when no speech is given.
+        speech : SpeechEmbeddings, optional
+            Of the same rows.
+        **decoding : dict
+            Passed on to `FrozenLLM.generate` (``max_new_tokens``, ...).
+
+        Returns
+        -------
+        list of Generation
+        """
+        llm = self.llm
+        pad_id = llm.tokenizer.pad_token_id
+        packed = pack(rows, pad_id, llm.eos_id, side="left").to(llm.device)
+        return llm.generate(
+            self.inputs_embeds(packed, speech),
+            packed.attention_mask,
+            **decoding,
+        )
+
+    def answer(self, wavs, instructions, prompt, **decoding):
+        """Follow a text instruction on each clip.
+
+        Arguments
+        ---------
+        wavs : list of torch.Tensor
+            Each of shape (samples,), float, 16 kHz, mono.
+        instructions : list of str
+            One a clip.
+        prompt : Prompt
+            Of the LLM.
+        **decoding : dict
+            Passed on to `FrozenLLM.generate`.
+
+        Returns
+        -------
+        list of Generation
+        """
+        speech = self.embed_wavs(wavs)
+        rows = []
+        for instruction, length in zip(instructions, speech.lengths.tolist()):
+            prefix, suffix = prompt.ids(instruction)
+            rows.append(Row(prefix, length, suffix))
+        return self.generate(rows, speech, **decoding)

@@ -1,0 +1,112 @@
+"""Opening pretrained models by path or hub id, and knowing them again.
+
+Authors
+ * The blsp_plugin team 2026
+"""
+
+import hashlib
+import os
+
+import torch
+
+from blsp_plugin.errors import BadInput
+
+__all__ = ["open_pretrained", "fingerprint_module", "fingerprint_text"]
+
+_SAMPLES_PER_TENSOR = 64
+
+
+def open_pretrained(opener, source, what, **kwargs):
+    """Call a ``from_pretrained``-like opener; its failure becomes one line.
+
+    Arguments
+    ---------
+    opener : callable
+        Called as ``opener(source, **kwargs)``.
+    source : str
+        Folder or hub id.
+    what : str
+        What is opened ("LLM", "Whisper", "tokenizer"), for the message.
+    **kwargs : dict
+        Handed to the opener.
+
+    Returns
+    -------
+    object
+        What the opener returned.
+
+    Raises
+    ------
+    BadInput
+        If the folder lacks a file or a file in it cannot be read.
+    """
+    source = os.fspath(source)
+    try:
+        return opener(source, **kwargs)
+    except Exception as error:  # the openers raise a dozen different classes
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if len(reason) > 300:
+            reason = reason[:300] + " ..."
+        if os.path.isdir(source):
+            mend = "check that the folder is whole and fetch it again if not"
+        else:
+            mend = "give a folder, or a hub id where the hub can be reached"
+        raise BadInput(
+            f"{source}: cannot open this {what} "
+            f"({type(error).__name__}: {reason}); {mend}"
+        ) from error
+
+
+def fingerprint_module(module):
+    """Short name of a module's weights, the same in float32 and bfloat16.
+
+    Every tensor contributes its name, its shape and 64 of its values, rounded
+    to bfloat16; hashing whole 7B models at each start would take a minute.
+
+    Arguments
+    ---------
+    module : torch.nn.Module
+        The frozen model.
+
+    Returns
+    -------
+    str
+        16 hexadecimal digits.
+
+    Example
+    -------
+    >>> layer = torch.nn.Linear(4, 4)
+    >>> fingerprint_module(layer) == fingerprint_module(layer.bfloat16())
+    True
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        flat = tensor.detach().reshape(-1)
+        step = max(1, flat.numel() // _SAMPLES_PER_TENSOR)
+        values = flat[::step][:_SAMPLES_PER_TENSOR]
+        values = values.to("cpu", torch.bfloat16).view(torch.int16)
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(values.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def fingerprint_text(*texts):
+    """Short name of some texts (a chat template, a configuration).
+
+    Arguments
+    ---------
+    *texts : tuple of str
+        What to name.
+
+    Returns
+    -------
+    str
+        16 hexadecimal digits.
+
+    Example
+    -------
+    >>> fingerprint_text("a", "b") != fingerprint_text("ab")
+    True
+    """
+    joined = "\x00".join(texts).encode("utf-8", "surrogatepass")
+    return hashlib.sha256(joined).hexdigest()[:16]

@@ -1,0 +1,238 @@
+"""Prompts with one speech slot, and their text twins.
+
+The whole text prompt is rendered once, by the tokenizer's own chat template;
+the transcript's span becomes the slot. The speech row and its text twin (the
+same prompt with the transcript in the slot) have identical ids outside the
+slot, for every tokenizer: tokenising the pieces apart would not give that
+(SentencePiece adds a "▁", byte-level BPE moves spaces and newlines).
+
+Authors
+ * The blsp_plugin team 2026
+"""
+
+from typing import NamedTuple
+
+from blsp_plugin.errors import BadInput
+from blsp_plugin.pretrained import fingerprint_text
+
+__all__ = ["Prompt", "PromptIds"]
+
+INSTRUCTION, SPEECH = "{instruction}", "{speech}"
+_MARK = "\ue000speech\ue001"  # private use: in no template and no transcript
+# What is common to the tokenisations with all of these in the slot does not
+# depend on the transcript. First and last characters differ in kind.
+_PROBES = ("Hello there", "the end.", "7 of 9", '"Why?"', "élan!", "a", "…")
+
+
+class PromptIds(NamedTuple):
+    """Token ids around the slot, the same for every clip.
+
+    Arguments
+    ---------
+    prefix : tuple of int
+        Before the slot.
+    suffix : tuple of int
+        After it, up to where the response starts.
+    """
+
+    prefix: tuple
+    suffix: tuple
+
+
+class Prompt:
+    """A prompt template with an instruction and one speech slot.
+
+    Arguments
+    ---------
+    tokenizer : transformers.PreTrainedTokenizerBase
+        Of the LLM.
+    content : str
+        The user's message in a chat; has ``{speech}`` once and may have
+        ``{instruction}``.
+    template : str, optional
+        A whole plain prompt for a base model (few-shot text, say) that has no
+        chat template; has ``{speech}`` once. Takes the place of ``content``.
+    system : str, optional
+        System message of the chat.
+    chat_options : dict, optional
+        Variables of the chat template (``enable_thinking: False``, say).
+
+    Raises
+    ------
+    BadInput
+        If the slot is missing, or a chat is asked of a tokenizer that has no
+        chat template.
+    """
+
+    def __init__(
+        self,
+        tokenizer,
+        content="{instruction}\n{speech}",
+        template=None,
+        system=None,
+        chat_options=None,
+    ):
+        self.tokenizer = tokenizer
+        self.content = content
+        self.template = template
+        self.system = system
+        # Llama-3's template writes today's date, which would make another
+        # prompt of it every day.
+        self.chat_options = {"date_string": "01 Jan 2025"}
+        self.chat_options.update(chat_options or {})
+        name = "content" if template is None else "template"
+        if (template or content).count(SPEECH) != 1:
+            raise BadInput(f"prompt {name} must have {SPEECH} exactly once")
+        if template is None and not tokenizer.chat_template:
+            raise BadInput(
+                f"{tokenizer.name_or_path}: its tokenizer has no chat "
+                "template; give the prompt a plain `template` with {speech}"
+            )
+        self._ids = {}
+        self._controls = tuple(
+            str(token)
+            for token in tokenizer.added_tokens_decoder.values()
+            if token.special
+        )
+
+    def render(self, instruction):
+        """The prompt's text before and after the slot.
+
+        Arguments
+        ---------
+        instruction : str
+            What to do with the speech.
+
+        Returns
+        -------
+        before : str
+        after : str
+        """
+        before, after = (self.template or self.content).split(SPEECH)
+        before = before.replace(INSTRUCTION, instruction)
+        after = after.replace(INSTRUCTION, instruction)
+        if self.template is not None:
+            return self._bos_text() + before, after
+        messages = [{"role": "user", "content": before + _MARK + after}]
+        if self.system is not None:
+            messages.insert(0, {"role": "system", "content": self.system})
+        text = self.tokenizer.apply_chat_template(
+            messages,
+            tokenize=False,
+            add_generation_prompt=True,
+            **self.chat_options,
+        )
+        if text.count(_MARK) != 1:
+            raise BadInput(
+                f"{self.tokenizer.name_or_path}: its chat template shows the "
+                f"user's message {text.count(_MARK)} times instead of once"
+            )
+        return tuple(text.split(_MARK))
+
+    def ids(self, instruction):
+        """Token ids around the slot.
+
+        Arguments
+        ---------
+        instruction : str
+            What to do with the speech.
+
+        Returns
+        -------
+        PromptIds
+        """
+        if instruction not in self._ids:
+            self._ids[instruction] = self._split(instruction)
+        return self._ids[instruction]
+
+    def slot_ids(self, instruction, transcript):
+        """Ids of a transcript as it stands in the slot: the text twin's.
+
+        Arguments
+        ---------
+        instruction : str
+            What to do with the transcript.
+        transcript : str
+            Text; control strings in it (``<|im_end|>``) stay text.
+
+        Returns
+        -------
+        list of int
+            ``prefix + slot + suffix`` is the tokenisation of the whole prompt
+            wherever no token straddles the end of the transcript; there the
+            transcript ends as it would at the end of a text.
+        """
+        prefix, suffix = self.ids(instruction)
+        before, after = self.render(instruction)
+        transcript = transcript.strip()
+        if not any(control in transcript for control in self._controls):
+            for tail in (after, ""):
+                ids = self._encode(before + transcript + tail)
+                end = len(ids) - (len(suffix) if tail else 0)
+                if (
+                    end >= len(prefix)
+                    and tuple(ids[: len(prefix)]) == prefix
+                    and (not tail or tuple(ids[end:]) == suffix)
+                ):
+                    return ids[len(prefix) : end]
+        return self._encode(transcript, split_special_tokens=True)
+
+    def fingerprint(self):
+        """Short name of the tokenizer and the template.
+
+        Returns
+        -------
+        str
+            16 hexadecimal digits.
+        """
+        probe = self.ids("instruction")
+        return fingerprint_text(
+            "\n".join(self.render(INSTRUCTION)),
+            str(probe),
+            str(self.slot_ids("instruction", "Hello there, 7 élans!")),
+        )
+
+    def tokenizer_fingerprint(self):
+        """Short name of the tokenizer alone.
+
+        Returns
+        -------
+        str
+            16 hexadecimal digits.
+        """
+        probes = [self._encode(probe) for probe in _PROBES]
+        return fingerprint_text(str(len(self.tokenizer)), str(probes))
+
+    def _bos_text(self):
+        """A base model's prompt starts as its tokenizer starts a text."""
+        bos = self.tokenizer.bos_token_id
+        starts = self.tokenizer("a")["input_ids"][:1] == [bos]
+        return self.tokenizer.bos_token if bos is not None and starts else ""
+
+    def _encode(self, text, **kwargs):
+        return self.tokenizer(text, add_special_tokens=False, **kwargs)[
+            "input_ids"
+        ]
+
+    def _split(self, instruction):
+        """The ids that every probe agrees on, from both ends."""
+        if any(control in instruction for control in self._controls):
+            raise BadInput(
+                f"instruction {instruction!r} has a control token of the LLM "
+                "in it; leave it out"
+            )
+        before, after = self.render(instruction)
+        rows = [self._encode(before + probe + after) for probe in _PROBES]
+        prefix = _common(rows)
+        suffix = _common([row[::-1] for row in rows])[::-1]
+        return PromptIds(tuple(prefix), tuple(suffix))
+
+
+def _common(rows):
+    """Longest common beginning of some lists."""
+    same = []
+    for column in zip(*rows):
+        if len(set(column)) > 1:
+            break
+        same.append(column[0])
+    return same

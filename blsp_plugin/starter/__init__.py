@@ -1,0 +1,194 @@
+"""The starter kit: real models and real speech, without a model hub.
+
+Each function returns a directory as a string. The first use downloads and
+converts; later uses check a completion marker, import nothing heavy and cost
+about a millisecond. From YAML::
+
+    whisper: !apply:blsp_plugin.starter.whisper_base
+    llm: !apply:blsp_plugin.starter.smollm2
+    data_folder: !apply:blsp_plugin.starter.corpus
+        language: en
+
+Nothing else in the code knows the starter kit: where a hub or a disk has the
+models, name ``openai/whisper-base`` or a directory instead.
+
+The kit lies in ``$BLSP_STARTER``, else in ``$XDG_CACHE_HOME/blsp_plugin``,
+else in ``~/.cache/blsp_plugin``. Several processes may ask at once: one
+builds, the others wait. To build everything beforehand::
+
+    python -m blsp_plugin.starter
+
+Authors
+ * The blsp_plugin team 2026
+"""
+
+from blsp_plugin.starter.store import Part, ensure, is_ready, root
+
+__all__ = [
+    "PARTS",
+    "corpus",
+    "gemma3",
+    "is_ready",
+    "root",
+    "smollm2",
+    "whisper_base",
+    "whisper_tiny_en",
+]
+
+LANGUAGES = ("en", "es", "fr", "it", "ru")
+
+# A recipe number grows when a builder's output changes: the part is rebuilt.
+PARTS = {
+    "whisper-base": Part(
+        "whisper-base", "blsp_plugin.starter.whisper:build_base", 1, 600
+    ),
+    "whisper-tiny.en": Part(
+        "whisper-tiny.en", "blsp_plugin.starter.whisper:build_tiny_en", 1, 320
+    ),
+    "smollm2-135m-instruct": Part(
+        "smollm2-135m-instruct",
+        "blsp_plugin.starter.gguf_llm:build_smollm2",
+        1,
+        600,
+    ),
+    "gemma3-270m": Part(
+        "gemma3-270m", "blsp_plugin.starter.gguf_llm:build_gemma3", 1, 1200
+    ),
+    **{
+        f"corpus-{language}": Part(
+            f"corpus-{language}",
+            f"blsp_plugin.starter.asterisk:build_{language}",
+            1,
+            120,
+        )
+        for language in LANGUAGES
+    },
+}
+
+
+def whisper_base():
+    """Whisper-base, multilingual: 74 M parameters, hidden size 512, fp16.
+
+    Returns
+    -------
+    str
+        A directory for ``WhisperForConditionalGeneration.from_pretrained``
+        and ``WhisperProcessor.from_pretrained``. MIT licence.
+
+    Raises
+    ------
+    BadInput
+        When it can't be fetched, is damaged, or the disk is full.
+
+    Example
+    -------
+    >>> whisper_base()  # doctest: +SKIP
+    '/home/you/.cache/blsp_plugin/whisper-base'
+    """
+    return ensure(PARTS["whisper-base"])
+
+
+def whisper_tiny_en():
+    """Whisper-tiny.en, English: 38 M parameters, hidden size 384, fp16.
+
+    Returns
+    -------
+    str
+        A directory for ``WhisperForConditionalGeneration.from_pretrained``
+        and ``WhisperProcessor.from_pretrained``. MIT licence.
+
+    Raises
+    ------
+    BadInput
+        When it can't be fetched, is damaged, or the disk is full.
+
+    Example
+    -------
+    >>> whisper_tiny_en()  # doctest: +SKIP
+    '/home/you/.cache/blsp_plugin/whisper-tiny.en'
+    """
+    return ensure(PARTS["whisper-tiny.en"])
+
+
+def smollm2():
+    """SmolLM2-135M-Instruct: a chat model, hidden size 576, bf16.
+
+    Its weights went through four-bit quantisation (Q4_1) once.
+
+    Returns
+    -------
+    str
+        A directory for ``AutoModelForCausalLM.from_pretrained`` and
+        ``AutoTokenizer.from_pretrained``. Apache-2.0 licence.
+
+    Raises
+    ------
+    BadInput
+        When it can't be fetched, is damaged, or the disk is full.
+
+    Example
+    -------
+    >>> smollm2()  # doctest: +SKIP
+    '/home/you/.cache/blsp_plugin/smollm2-135m-instruct'
+    """
+    return ensure(PARTS["smollm2-135m-instruct"])
+
+
+def gemma3():
+    """Gemma-3-270M base: no chat template, hidden size 640, bf16.
+
+    Its weights went through four-bit quantisation (Q4_K_M) once.
+
+    Returns
+    -------
+    str
+        A directory for ``AutoModelForCausalLM.from_pretrained`` and
+        ``AutoTokenizer.from_pretrained``. Gemma Terms of Use.
+
+    Raises
+    ------
+    BadInput
+        When it can't be fetched, is damaged, or the disk is full.
+
+    Example
+    -------
+    >>> gemma3()  # doctest: +SKIP
+    '/home/you/.cache/blsp_plugin/gemma3-270m'
+    """
+    return ensure(PARTS["gemma3-270m"])
+
+
+def corpus(language="en"):
+    """Read telephone prompts with transcripts, 16 kHz mono FLAC.
+
+    Arguments
+    ---------
+    language : str
+        One of "en", "es", "fr", "it", "ru". A prompt has the same id, and its
+        sentence the same split, in every language.
+
+    Returns
+    -------
+    str
+        A directory with ``train.csv``, ``valid.csv`` and ``test.csv`` in the
+        toolkit's LibriSpeech columns (``wav`` starts with ``$data_root``,
+        which is this directory), ``flac/`` and ``LICENCE.md``.
+
+    Raises
+    ------
+    BadInput
+        For another language, or when it can't be fetched.
+
+    Example
+    -------
+    >>> corpus("en")  # doctest: +SKIP
+    '/home/you/.cache/blsp_plugin/corpus-en'
+    """
+    if language not in LANGUAGES:
+        from blsp_plugin.errors import BadInput
+
+        raise BadInput(
+            f"starter corpus: no language {language!r}; use one of "
+            + ", ".join(LANGUAGES)
+        )
+    return ensure(PARTS[f"corpus-{language}"])
