@@ -28,6 +28,7 @@ __all__ = [
     "RandomState",
     "base_fingerprints",
     "check_base",
+    "check_provenance",
     "save_adapter",
     "load_adapter",
 ]
@@ -136,6 +137,29 @@ def check_base(trained_for, base, where):
                 f"{trained_for.get(part)}, here {name}); give the {part} it "
                 "was trained with, or train a new adapter"
             )
+
+
+def check_provenance(data_file, base):
+    """Refuse continuations that another LLM or prompt has written.
+
+    Arguments
+    ---------
+    data_file : str
+        A Parquet file of stage 1; its folder holds ``provenance.json``.
+    base : dict of str
+        Fingerprints of what is loaded now.
+
+    Raises
+    ------
+    BadInput
+        Naming what differs.
+    """
+    path = os.path.join(os.path.dirname(data_file), "provenance.json")
+    if os.path.exists(path):
+        with open(path, encoding="utf-8") as stream:
+            written_by = json.load(stream)
+        parts = [part for part in base if part in written_by]
+        check_base(written_by, {part: base[part] for part in parts}, path)
 
 
 def save_adapter(model, prompt, folder, **facts):

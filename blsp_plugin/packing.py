@@ -46,7 +46,9 @@ class Row(NamedTuple):
         """Tokens in the slot."""
         return self.slot if isinstance(self.slot, int) else len(self.slot)
 
-    def __len__(self):
+    @property
+    def length(self):
+        """Tokens in the row."""
         return (
             len(self.prefix)
             + self.slot_length
@@ -114,7 +116,7 @@ def pack(rows, pad_id, eos_id, side="right"):
     """
     if side not in ("left", "right"):
         raise ValueError(f"side must be 'left' or 'right', not {side!r}")
-    time = max(len(row) for row in rows)
+    time = max(row.length for row in rows)
     shape = (len(rows), time)
     input_ids = torch.full(shape, pad_id, dtype=torch.int64)
     attention_mask = torch.zeros(shape, dtype=torch.int64)

@@ -89,17 +89,15 @@ def _find_line(path):
 
 
 def _csv_records(path, needed):
-    """Yield (line, record or None, reason) of a CSV file."""
-    line, number = 1, 1
-    # csv counts the line where a row ends; with newlines in quotes that is
-    # not the one where it starts.
+    """Yield (line, record or None, reason or None) for a CSV's rows."""
+    header = None
     with open(path, encoding="utf-8-sig", newline="") as stream:
         reader = csv.reader(stream, skipinitialspace=True, strict=True)
-        header = None
         while True:
+            # Where the row starts; with newlines in quotes it ends elsewhere.
             number = reader.line_num + 1
             try:
-                line = next(reader)
+                fields = next(reader)
             except StopIteration:
                 break
             except UnicodeDecodeError as error:
@@ -108,26 +106,26 @@ def _csv_records(path, needed):
                     "file, for example with iconv -t utf-8"
                 ) from error
             except csv.Error as error:
-                if header is None or "unexpected end" in str(error):
+                if "unexpected end" in str(error):
                     raise BadInput(
-                        f"{path}, row {number}: a quote that opens there is "
+                        f"{path}, row {number}: a quote opens there that is "
                         "never closed; double the quotes inside a field"
                     ) from error
                 yield number, None, f"not CSV ({error}); mend its quotes"
                 continue
-            if not line:
+            if not fields:
                 continue
             if header is None:
-                header = line
+                header = fields
                 _check_columns(path, header, needed)
-            elif len(line) != len(header):
+            elif len(fields) != len(header):
                 reason = (
-                    f"{len(line)} fields where the header has {len(header)}; "
-                    "quote the commas in it"
+                    f"{len(fields)} fields where the header has "
+                    f"{len(header)}; quote the fields that hold commas"
                 )
                 yield number, None, reason
             else:
-                record = dict(zip(header, line))
+                record = dict(zip(header, fields, strict=True))
                 yield number, {name: record[name] for name in needed}, None
     if header is None:
         raise BadInput(f"{path}: is empty; prepare the data again")
@@ -170,12 +168,11 @@ def _parse_duration(value):
 
 
 def _add_audio(row, record, root, probe):
-    """Fill in ``wav`` and ``duration`` or raise BadInput."""
+    """Fill in ``wav`` and ``duration``, or raise BadInput."""
     row["wav"] = _as_text(record["wav"]).strip().replace("$data_root", root)
     if not row["wav"]:
         raise BadInput("empty wav; give the path of the clip")
-    if "duration" in record:
-        row["duration"] = _parse_duration(record["duration"])
+    row["duration"] = _parse_duration(record["duration"])
     if not probe and not os.path.isfile(row["wav"]):
         raise BadInput(
             f"{row['wav']}: no such audio file; correct the path or data_root"
@@ -186,12 +183,11 @@ def _probe_rows(path, numbered):
     """Give each row its header's length; return the good, the rejected."""
     good, rejected = [], []
     results = probe_many([row["wav"] for _, row in numbered])
-    for (number, row), info in zip(numbered, results):
+    for (number, row), info in zip(numbered, results, strict=True):
         if isinstance(info, BadInput):
             rejected.append(Rejected(row["id"], path, number, str(info)))
             continue
         row["samples"] = info.samples_16k
-        row.setdefault("duration", info.duration)
         if abs(row["duration"] - info.duration) > DURATION_SLACK:
             row["duration"] = info.duration
         good.append((number, row))
@@ -216,9 +212,8 @@ def read_manifest(
     keep : sequence of str
         Further columns to carry through, as they are.
     probe : bool
-        Read every clip's header too (in threads, with a progress bar): a
-        duration more than 0.1 s off is replaced, and ``duration`` may be
-        missing from the file.
+        Read every clip's header too (in threads, with a progress bar). It
+        overrules a ``duration`` that is more than 0.1 s off.
     need_audio : bool
         False for work on text alone: ``wav`` and ``duration`` are not read.
 
@@ -252,13 +247,14 @@ def read_manifest(
             f"{path}: no such manifest; correct the path or prepare the data"
         )
     root = os.fspath(data_root or os.path.dirname(os.path.abspath(path)))
-    parquet = path.endswith(".parquet")
     needed = ["ID", text_key, *keep]
     if need_audio:
-        needed += ["wav"] if probe else ["wav", "duration"]
-    read = _parquet_records if parquet else _csv_records
+        needed += ["wav", "duration"]
+    parquet = path.endswith(".parquet")
+    read_records = _parquet_records if parquet else _csv_records
+    needed = list(dict.fromkeys(needed))
     numbered, rejected, first_seen, number = [], [], {}, 0
-    for number, record, reason in read(path, list(dict.fromkeys(needed))):
+    for number, record, reason in read_records(path, needed):
         row = {"id": _as_text(record["ID"]).strip() if record else ""}
         try:
             if reason:
@@ -360,7 +356,7 @@ def write_csv(rows, path, columns):
 
 
 def write_rejected(rejected, path):
-    """Write rejected rows as JSON lines, atomically; also when there is none.
+    r"""Write rejected rows as JSON lines, atomically; also when there is none.
 
     Arguments
     ---------
@@ -408,16 +404,14 @@ def check_rejected(
     Example
     -------
     >>> check_rejected(1, 100)
-    >>> check_rejected(2, 100)
+    >>> check_rejected(2, 100)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    blsp_plugin.errors.BadInput: 2 of 100 rows were rejected (2.0%), \
-more than max_rejected (1%); rejected.jsonl has the reasons, mend the rows \
-or raise max_rejected
+    blsp_plugin.errors.BadInput: 2 of 100 rows were rejected (2.0%), more ...
     """
     if n_bad > max_rejected * n_all:
         raise BadInput(
             f"{n_bad} of {n_all} {what} were rejected "
             f"({n_bad / n_all:.1%}), more than max_rejected "
-            f"({max_rejected:.2g}); {path} has the reasons, mend the rows or "
+            f"({max_rejected:.1%}); {path} has the reasons, mend the rows or "
             "raise max_rejected"
         )

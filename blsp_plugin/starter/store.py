@@ -144,11 +144,8 @@ def _build(part, folder):
     temporary = tempfile.mkdtemp(prefix=f".{part.name}.", dir=root())
     try:
         build(temporary)
-        os.chmod(temporary, 0o777 & ~_umask())  # mkdtemp makes it private
         _finish(part, temporary)
-        if os.path.lexists(folder):
-            # An older recipe or a damaged part: it goes only now.
-            os.rename(folder, tempfile.mkdtemp(prefix=f".{part.name}.old."))
+        _set_aside(part, folder)
         os.rename(temporary, folder)
         _sync(root())
     finally:
@@ -160,12 +157,25 @@ def _build(part, folder):
     )
 
 
+def _set_aside(part, folder):
+    """Move an older recipe or a damaged part away; the sweep removes it."""
+    if os.path.isdir(folder) and not os.path.islink(folder):
+        aside = tempfile.mkdtemp(prefix=f".{part.name}.", dir=root())
+        os.rename(folder, aside)
+    elif os.path.lexists(folder):
+        os.unlink(folder)
+
+
 def _finish(part, folder):
     """Sync every file, write the marker, sync that too."""
     files = {}
+    mask = _umask()
     for parent, _, names in os.walk(folder):
+        # Temporary files and folders were made private to this user.
+        os.chmod(parent, 0o777 & ~mask)
         for name in names:
             path = os.path.join(parent, name)
+            os.chmod(path, 0o666 & ~mask)
             _sync(path)
             if parent == folder:
                 files[name] = os.path.getsize(path)

@@ -1,0 +1,396 @@
+"""The training step of BLSP: its normalisation, logging and checkpoints.
+
+What differs from SpeechBrain's own `Brain`, and why:
+
+* The loss is a sum over response tokens; the gradient is divided once, by the
+  number of response tokens of all ranks and all accumulation steps. (The host
+  averages means of micro-batches and drops the remainder of an epoch.)
+* No DDP wrapper: only the adapter learns, so its gradients are summed over the
+  ranks once a step. That is exact with any number of batches a rank, accumulates
+  without tricks, and no rank can hang because its batch was empty.
+* Frozen parts get no optimizer state and no place in a checkpoint.
+* Validation is sharded over the ranks, and its sums are added up.
+
+Authors
+ * The blsp_plugin team 2026
+"""
+
+import os
+import time
+from typing import NamedTuple
+
+import speechbrain as sb
+import torch
+from speechbrain.utils.distributed import if_main_process
+from speechbrain.utils.logger import get_logger
+
+from blsp_plugin.checkpoints import (
+    BaseGuard,
+    RandomState,
+    base_fingerprints,
+)
+from blsp_plugin.data.manifest import (
+    Rejected,
+    check_rejected,
+    write_rejected,
+)
+from blsp_plugin.losses import next_tokens
+from blsp_plugin.model import BLSP, ResponseStates
+
+__all__ = ["AlignmentBrain", "Predictions", "ranks"]
+
+logger = get_logger(__name__)
+
+# What validation adds up, per response token.
+SUMS = ("loss", "accuracy", "agreement", "text_loss", "tokens")
+
+
+class Predictions(NamedTuple):
+    """Where the LLM predicts the response, on speech and on text.
+
+    Arguments
+    ---------
+    speech : ResponseStates
+        From the speech rows.
+    text : ResponseStates or None
+        From their text twins (validation only).
+    """
+
+    speech: ResponseStates
+    text: ResponseStates
+
+
+def ranks():
+    """This process's rank and the number of processes.
+
+    Returns
+    -------
+    rank : int
+    world_size : int
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        distributed = torch.distributed
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
+
+
+def sum_over_ranks(tensor):
+    """Add a tensor up over all processes, in place."""
+    if ranks()[1] > 1:
+        torch.distributed.all_reduce(tensor)
+    return tensor
+
+
+class AlignmentBrain(sb.Brain):
+    """Trains an adapter to make a frozen LLM treat speech as its transcript.
+
+    ``modules`` are ``encoder``, ``adapter`` and ``llm``; ``hparams`` holds
+    ``losses`` (a list, see `blsp_plugin.losses`), ``prompt``, ``lr_annealing``
+    (a partial of a SpeechBrain scheduler that takes ``num_training_steps``),
+    ``number_of_epochs``, ``train_logger``, ``output_folder``,
+    ``max_rejected``.
+
+    Arguments
+    ---------
+    *args, **kwargs
+        Those of `speechbrain.Brain`.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.model = self._assemble()
+        self.window_tokens = 0
+        self.rejected = {}
+        self.train_stats = {}
+        self.valid_stats = {}
+        self.base = base_fingerprints(self.model, self.hparams.prompt)
+        if self.checkpointer is not None:
+            self.checkpointer.add_recoverable("base", BaseGuard(self.base))
+            self.checkpointer.add_recoverable("random", RandomState())
+
+    def _assemble(self):
+        modules = self.modules
+        return BLSP(modules["encoder"], modules["adapter"], modules["llm"])
+
+    # Data and optimizer
+
+    def make_dataloader(
+        self, dataset, stage, ckpt_prefix="dataloader-", **loader_kwargs
+    ):
+        """Make a loader whose batch sampler deals batches to ranks itself."""
+        loader = sb.dataio.dataloader.make_dataloader(dataset, **loader_kwargs)
+        if stage == sb.Stage.TRAIN:
+            self.train_sampler = loader.batch_sampler
+            self.train_rows = len(dataset)
+            if self.checkpointer is not None:
+                self.checkpointer.add_recoverable(
+                    f"{ckpt_prefix}{stage.name}", loader
+                )
+        return loader
+
+    def init_optimizers(self):
+        """Optimise what learns, on a schedule over the whole training."""
+        params = self.trainable()
+        self.optimizer = self.opt_class(params)
+        self.optimizers_dict = {"opt_class": self.optimizer}
+        window = self.grad_accumulation_factor
+        steps = -(-len(self.train_sampler) // window)
+        steps *= self.hparams.number_of_epochs
+        if self.optimizer_step_limit is not None:
+            steps = min(steps, self.optimizer_step_limit)
+        # One more than there are: the last step still learns something.
+        self.lr_annealing = self.hparams.lr_annealing(
+            num_training_steps=steps + 1
+        )
+        if self.checkpointer is not None:
+            self.checkpointer.add_recoverable("optimizer", self.optimizer)
+            self.checkpointer.add_recoverable("scheduler", self.lr_annealing)
+
+    def trainable(self):
+        """The parameters that learn.
+
+        Returns
+        -------
+        list of torch.nn.Parameter
+        """
+        return [p for p in self.modules.parameters() if p.requires_grad]
+
+    def _wrap_distributed(self):
+        """Start every rank from rank 0's adapter; nothing is wrapped."""
+        self.model = self._assemble()  # modules may have been compiled
+        if ranks()[1] > 1:
+            for param in self.trainable():
+                torch.distributed.broadcast(param.data, 0)
+
+    # Forward and loss
+
+    def compute_forward(self, batch, stage):
+        """Run the LLM on the clips and, in validation, on the text twins.
+
+        Arguments
+        ---------
+        batch : SpeechBatch
+            At least one row.
+        stage : speechbrain.Stage
+
+        Returns
+        -------
+        Predictions
+        """
+        batch = batch.to(self.device)
+        speech = self.model.embed_speech(batch.mel, batch.mel_lengths)
+        states = self.model(batch.packed, speech)
+        text = None
+        if stage != sb.Stage.TRAIN and batch.twin is not None:
+            text = self.model(batch.twin)
+        return Predictions(states, text)
+
+    def compute_objectives(self, predictions, batch, stage):
+        """Weighted sum of the losses over the batch's response tokens.
+
+        Arguments
+        ---------
+        predictions : Predictions
+        batch : SpeechBatch
+        stage : speechbrain.Stage
+
+        Returns
+        -------
+        torch.Tensor
+            Scalar; not divided by anything.
+        """
+        hidden, targets = predictions.speech
+        llm = self.model.llm
+        values = [
+            loss.weight * loss(hidden, targets, llm)
+            for loss in self.hparams.losses
+        ]
+        if stage != sb.Stage.TRAIN:
+            self._add_up(predictions, sum(values))
+        return sum(values)
+
+    def _add_up(self, predictions, loss):
+        """Add a validation batch to the sums."""
+        hidden, targets = predictions.speech
+        llm = self.model.llm
+        guesses = next_tokens(hidden, llm)
+        sums = [loss, (guesses == targets).sum(), 0.0, 0.0, len(targets)]
+        if predictions.text is not None:
+            twin = predictions.text.hidden
+            sums[2] = (guesses == next_tokens(twin, llm)).sum()
+            sums[3] = sum(
+                loss.weight * loss(twin, targets, llm)
+                for loss in self.hparams.losses
+            )
+        self.sums += torch.tensor([float(value) for value in sums]).double()
+
+    def evaluate_batch(self, batch, stage):
+        """Evaluate a batch; the loss returned is per response token."""
+        self._note_rejected(batch)
+        if not batch.ids:
+            return torch.tensor(0.0)
+        before = self.sums[-1].item()
+        loss = super().evaluate_batch(batch, stage)
+        return loss / (self.sums[-1].item() - before)
+
+    # The training step
+
+    def fit_batch(self, batch):
+        """Accumulate a batch's gradient; step where a window is full.
+
+        Arguments
+        ---------
+        batch : SpeechBatch
+
+        Returns
+        -------
+        torch.Tensor
+            Loss per response token of this batch, detached.
+        """
+        self._note_rejected(batch)
+        last = self.step == len(self.train_sampler) or (
+            self.debug and self.step == self.debug_batches
+        )
+        should_step = last or self.step % self.grad_accumulation_factor == 0
+        self.on_fit_batch_start(batch, should_step)
+        loss, outputs, tokens = torch.tensor(0.0), None, 0
+        if batch.ids:
+            with self.training_ctx:
+                outputs = self.compute_forward(batch, sb.Stage.TRAIN)
+                loss = self.compute_objectives(outputs, batch, sb.Stage.TRAIN)
+            tokens = len(outputs.speech.targets)
+            if torch.isfinite(loss):
+                self.scaler.scale(loss).backward()
+                self.window_tokens += tokens
+                self.seconds += batch.seconds
+            else:
+                logger.warning("Loss is not finite on rows %s", batch.ids)
+                self.check_loss_isfinite(loss)
+        if should_step:
+            self.optimizers_step()
+        self.on_fit_batch_end(batch, outputs, loss, should_step)
+        return loss.detach().cpu() / max(1, tokens)
+
+    def optimizers_step(self):
+        """Divide by the tokens of all ranks and micro-batches, then step."""
+        tokens = torch.tensor(self.window_tokens, device=self.device)
+        tokens = int(sum_over_ranks(tokens))
+        self.window_tokens = 0
+        if tokens == 0:
+            self.zero_grad(set_to_none=True)
+            return
+        params = self.trainable()
+        for param in params:
+            if param.grad is None:  # this rank had no valid row
+                param.grad = torch.zeros_like(param)
+        flat = torch.cat([param.grad.flatten() for param in params])
+        flat = sum_over_ranks(flat) / tokens
+        for param, grad in zip(params, flat.split([p.numel() for p in params])):
+            param.grad.copy_(grad.view_as(param))
+        self.lr_annealing(self.optimizer)
+        super().optimizers_step()
+
+    def _should_save_intra_epoch_ckpt(self, last_ckpt_time, steps_since_ckpt):
+        """Save between windows only: gradients are in no checkpoint."""
+        due = super()._should_save_intra_epoch_ckpt(
+            last_ckpt_time, steps_since_ckpt
+        )
+        between = self.step % self.grad_accumulation_factor == 0
+        return due and (between or self.step == len(self.train_sampler))
+
+    # Stages
+
+    def on_stage_start(self, stage, epoch=None):
+        """Reset what the stage adds up."""
+        self.stage_started = time.monotonic()
+        if stage == sb.Stage.TRAIN:
+            self.seconds = 0.0
+            self.window_tokens = 0
+        else:
+            self.sums = torch.zeros(len(SUMS), dtype=torch.float64)
+
+    def on_stage_end(self, stage, stage_loss, epoch=None):
+        """Log the stage; after validation, keep the best checkpoint."""
+        elapsed = time.monotonic() - self.stage_started
+        if stage == sb.Stage.TRAIN:
+            seconds = torch.tensor(self.seconds, device=self.device)
+            rate = float(sum_over_ranks(seconds)) / elapsed
+            self.train_stats = {
+                "loss": stage_loss,
+                "audio_seconds_per_second": rate,
+            }
+            return
+        self.valid_stats = self._validation_stats()
+        logger_stats = {
+            sb.Stage.VALID: {
+                "stats_meta": {
+                    "epoch": epoch,
+                    "steps": self.optimizer_step,
+                    "lr": getattr(self, "lr_annealing", None)
+                    and self.optimizer.param_groups[0]["lr"],
+                },
+                "train_stats": self.train_stats,
+                "valid_stats": self.valid_stats,
+            },
+            sb.Stage.TEST: {
+                "stats_meta": {"steps": self.optimizer_step},
+                "test_stats": self.valid_stats,
+            },
+        }[stage]
+        if if_main_process():
+            self.hparams.train_logger.log_stats(**logger_stats)
+        if stage == sb.Stage.VALID and self.checkpointer is not None:
+            self.checkpointer.save_and_keep_only(
+                meta={"loss": self.valid_stats["loss"]}, min_keys=["loss"]
+            )
+
+    def _validation_stats(self):
+        """Per-token means over all ranks."""
+        sums = sum_over_ranks(self.sums.to(self.device)).tolist()
+        tokens = max(1.0, sums[-1])
+        return {name: value / tokens for name, value in zip(SUMS, sums[:-1])}
+
+    def metrics(self, start):
+        """Numbers of a finished training, for ``metrics.json``.
+
+        Arguments
+        ---------
+        start : dict of float
+            Validation before the first step.
+
+        Returns
+        -------
+        dict of float
+            Flat; ``end.`` are those of the checkpoint that was kept.
+        """
+        metrics = {f"start.{name}": value for name, value in start.items()}
+        metrics.update({f"end.{k}": v for k, v in self.valid_stats.items()})
+        metrics.update({f"train.{k}": v for k, v in self.train_stats.items()})
+        newest = self.checkpointer.find_checkpoint()
+        metrics["checkpoint_bytes"] = sum(
+            file.stat().st_size for file in newest.path.iterdir()
+        )
+        metrics["trainable_parameters"] = sum(
+            param.numel() for param in self.trainable()
+        )
+        metrics["steps"] = self.optimizer_step
+        metrics["rejected"] = len(self.rejected)
+        return metrics
+
+    def _note_rejected(self, batch):
+        """Report clips that could not be read; too many end the run."""
+        new = [(i, why) for i, why in batch.rejected if i not in self.rejected]
+        if not new:
+            return
+        for row_id, reason in new:
+            logger.warning("%s is left out: %s", row_id, reason)
+            self.rejected[row_id] = Rejected(row_id, "", 0, reason)
+        rank = ranks()[0]
+        name = "rejected.jsonl" if rank == 0 else f"rejected.rank{rank}.jsonl"
+        path = os.path.join(self.hparams.output_folder, name)
+        write_rejected(self.rejected.values(), path)
+        check_rejected(
+            len(self.rejected),
+            getattr(self, "train_rows", len(self.rejected)),
+            self.hparams.max_rejected,
+        )

@@ -1,0 +1,147 @@
+"""Behaviours: what the LLM is asked to do with a transcript.
+
+The paper's one behaviour is to continue the text (arXiv 2309.00916, section
+3.1); its second version shows that mixing in others helps. A behaviour is
+declared in YAML: a name, an instruction, how to decode, and the share of the
+clips that get it.
+
+Authors
+ * The blsp_plugin team 2026
+"""
+
+import dataclasses
+import hashlib
+import re
+
+from blsp_plugin.errors import BadInput
+
+__all__ = ["Behaviour", "assign", "row_key"]
+
+_NAME = re.compile(r"[A-Za-z0-9_]+")
+
+
+@dataclasses.dataclass(frozen=True)
+class Behaviour:
+    """One thing that the LLM is asked to do with a transcript.
+
+    Arguments
+    ---------
+    name : str
+        Letters, digits and underscores; part of the output's row IDs.
+    instruction : str
+        What the LLM is told.
+    max_new_tokens : int
+        Longest response; a longer one is cut and kept as not ended.
+    share : float
+        Fraction of the clips that get this behaviour, in (0, 1].
+    num_beams : int
+        1 is greedy.
+    stop : str, optional
+        A text that ends the response, for base models that don't end.
+
+    Raises
+    ------
+    BadInput
+        If one of these makes no sense.
+
+    Example
+    -------
+    >>> Behaviour("repeat", "Please repeat the following words.").share
+    1.0
+    """
+
+    name: str
+    instruction: str
+    max_new_tokens: int = 64
+    share: float = 1.0
+    num_beams: int = 1
+    stop: str | None = None
+
+    def __post_init__(self):
+        if not _NAME.fullmatch(str(self.name)):
+            raise BadInput(
+                f"behaviour {self.name!r}: use letters, digits and "
+                "underscores in its name"
+            )
+        if not 0 < self.share <= 1:
+            raise BadInput(
+                f"behaviour {self.name}: share {self.share} is not in (0, 1]"
+            )
+        for field in ("max_new_tokens", "num_beams"):
+            if getattr(self, field) < 1:
+                raise BadInput(
+                    f"behaviour {self.name}: {field} must be at least 1"
+                )
+
+    def takes(self, clip_id, seed=0):
+        """Whether a clip gets this behaviour.
+
+        It depends on nothing but the arguments: not on the other clips, their
+        order or the other behaviours. A larger share only adds clips.
+
+        Arguments
+        ---------
+        clip_id : str
+            The clip.
+        seed : int
+            Another seed chooses other clips.
+
+        Returns
+        -------
+        bool
+
+        Example
+        -------
+        >>> half = Behaviour("label", "Name its topic.", share=0.5)
+        >>> 450 < sum(half.takes(f"clip{i}") for i in range(1000)) < 550
+        True
+        """
+        name = f"{seed}\x1f{self.name}\x1f{clip_id}".encode()
+        draw = int.from_bytes(hashlib.sha256(name).digest()[:8], "big")
+        return draw < self.share * 2**64
+
+
+def assign(rows, behaviours, seed=0):
+    """Pair each row with its behaviours.
+
+    Arguments
+    ---------
+    rows : iterable of dict
+        With the key ``id``.
+    behaviours : sequence of Behaviour
+        In the order in which a row's responses are to stand.
+    seed : int
+        For behaviours with a share below 1.
+
+    Yields
+    ------
+    row : dict
+    behaviour : Behaviour
+
+    Example
+    -------
+    >>> both = [Behaviour("continue", "Go on."), Behaviour("repeat", "Say it.")]
+    >>> [row_key(r, b) for r, b in assign([{"id": "a"}, {"id": "b"}], both)]
+    ['a-continue', 'a-repeat', 'b-continue', 'b-repeat']
+    """
+    for row in rows:
+        for behaviour in behaviours:
+            if behaviour.takes(row["id"], seed):
+                yield row, behaviour
+
+
+def row_key(row, behaviour):
+    """ID of a response; names have no "-", so that it can be taken apart.
+
+    Arguments
+    ---------
+    row : dict
+        With the key ``id``.
+    behaviour : Behaviour
+        What was asked for.
+
+    Returns
+    -------
+    str
+    """
+    return f"{row['id']}-{behaviour.name}"

@@ -1,0 +1,171 @@
+"""Answers on disk: JSON lines that survive a kill and know when they are stale.
+
+While the work runs, lines are only appended; a line torn by a kill is dropped
+at the next start. The first line holds all settings that the answers depend
+on: answers made with others are set aside, never mixed in.
+
+Authors
+ * The blsp_plugin team 2026
+"""
+
+import glob
+import json
+import os
+
+import torch
+from speechbrain.utils.distributed import run_on_main
+from speechbrain.utils.logger import get_logger
+
+from blsp_plugin.data.manifest import atomic_write
+
+__all__ = ["Records", "rank_and_size"]
+
+logger = get_logger(__name__)
+
+
+class Records:
+    """A resumable file of records, one a clip.
+
+    Every process of a distributed run opens it; each appends to a file of its
+    own, and the main one brings them together at the start and at the end.
+
+    Arguments
+    ---------
+    path : str
+        The file, ``*.jsonl``.
+    settings : dict
+        All that the records depend on; JSON values.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "asr.whisper.jsonl"
+    >>> Records(path, {"model": "a"}).append([{"id": "1", "text": "hello"}])
+    >>> Records(path, {"model": "a"}).known["1"]["text"]
+    'hello'
+    >>> Records(path, {"model": "b"}).known  # set aside: another model
+    {}
+    """
+
+    def __init__(self, path, settings):
+        self.path = os.fspath(path)
+        self.settings = json.loads(json.dumps(settings))
+        self.known = {}
+        self._stream = None
+        os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
+        self.gather()
+
+    def append(self, records):
+        """Write records; they are safe from a kill when this returns.
+
+        Arguments
+        ---------
+        records : list of dict
+            JSON values; each has an ``id``.
+        """
+        if self._stream is None:
+            rank, _ = rank_and_size()
+            path = f"{self.path}.rank{rank}" if rank else self.path
+            self._stream = open(path, "a", encoding="utf-8", newline="")
+            if self._stream.tell() == 0:
+                self._stream.write(_line({"settings": self.settings}))
+        self._stream.writelines(map(_line, records))
+        self._stream.flush()
+        self.known.update((record["id"], record) for record in records)
+
+    def gather(self):
+        """Bring the files of all processes together; all must call it."""
+        self.close()
+        self.known = run_on_main(self._gather)
+
+    def rewrite(self, records):
+        """Put the file in its final form; one process calls it.
+
+        Arguments
+        ---------
+        records : list of dict
+            These come first; others that are known stay behind them.
+        """
+        self.close()
+        first = {record["id"]: record for record in records}
+        self.known = {**first, **{**self.known, **first}}
+        self._write(self.known)
+
+    def close(self):
+        """Close the file; appending opens it again."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def _gather(self):
+        known = {}
+        parts = sorted(glob.glob(glob.escape(self.path) + ".rank*"))
+        for path in [self.path, *parts]:
+            settings, records = _read(path)
+            if settings == self.settings:
+                known.update((record["id"], record) for record in records)
+            elif records and path == self.path:
+                self._set_aside(settings or {}, len(records))
+        self._write(known)
+        for path in parts:
+            os.remove(path)
+        return known
+
+    def _write(self, known):
+        with atomic_write(self.path) as stream:
+            stream.write(_line({"settings": self.settings}))
+            stream.writelines(map(_line, known.values()))
+
+    def _set_aside(self, old, count):
+        """Keep stale records in another file and say what made them stale."""
+        changed = [
+            key
+            for key in sorted({*old, *self.settings})
+            if old.get(key) != self.settings.get(key)
+        ]
+        stale = self.path + ".stale"
+        os.replace(self.path, stale)
+        logger.warning(
+            "%s: its %d records were made with another %s; they are set "
+            "aside as %s and made again",
+            self.path,
+            count,
+            ", ".join(changed),
+            stale,
+        )
+
+
+def rank_and_size():
+    """This process' place among those of a distributed run.
+
+    Returns
+    -------
+    rank : int
+    size : int
+        0 and 1 when there is only this one.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+def _line(record):
+    return json.dumps(record, ensure_ascii=False) + "\n"
+
+
+def _read(path):
+    """Settings and records of a file; whatever a kill tore is left out."""
+    settings, records = None, []
+    if os.path.isfile(path):
+        with open(path, encoding="utf-8", errors="replace") as stream:
+            for line in stream:
+                try:
+                    record = json.loads(line)
+                except ValueError:
+                    continue
+                if not isinstance(record, dict):
+                    continue
+                if "id" in record:
+                    records.append(record)
+                else:
+                    settings = record.get("settings", settings)
+    return settings, records

@@ -1,0 +1,271 @@
+"""Runs systems on a task: resumable, sharded over processes, same clips.
+
+Authors
+ * The blsp_plugin team 2026
+"""
+
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import torch
+from speechbrain.utils.autocast import AMPConfig, TorchAutocast
+from speechbrain.utils.distributed import run_on_main
+from speechbrain.utils.logger import get_logger
+from tqdm import tqdm
+
+from blsp_plugin.data.audio import read_speech
+from blsp_plugin.data.manifest import Rejected, atomic_write
+from blsp_plugin.errors import BadInput
+from blsp_plugin.evaluation.records import Records, rank_and_size
+from blsp_plugin.evaluation.systems import Clip
+from blsp_plugin.pretrained import fingerprint_text
+
+__all__ = ["Evaluation", "Results"]
+
+logger = get_logger(__name__)
+
+
+class Results(NamedTuple):
+    """What an evaluation found.
+
+    Arguments
+    ---------
+    figures : dict
+        System's name -> {figure: number}, as the metric summarizes, and
+        ``rtf``, the seconds of computing per second of audio.
+    clips : list of dict
+        ``id``, ``duration``, ``reference``, ``answers`` and ``scores`` (both
+        system's name -> value); in the order of the rows.
+    rejected : list of Rejected
+        Clips that could not be read.
+    """
+
+    figures: dict
+    clips: list
+    rejected: list
+
+
+class Evaluation:
+    """A task, the systems that do it, and where their answers are kept.
+
+    Writes ``<folder>/predictions/<task>.<system>.jsonl``, one line a clip
+    (id, duration, reference, hypothesis, seconds, score), appended while the
+    work runs: a killed evaluation goes on where it was. Beside it stand the
+    metric's own statistics, and in ``<folder>/metrics.json`` all figures as
+    ``<task>.<system>.<figure>``.
+
+    Arguments
+    ---------
+    task : Task
+        What to do.
+    systems : list of System
+        Rows of the table; their answers do not depend on each other.
+    folder : str
+        For all that is written.
+    batch_size : int
+        Clips at a time; changes no answer.
+    precision : str
+        "fp32", "bf16" or "fp16" (autocast).
+    progressbar : bool
+        Whether to show one, on the main process.
+    """
+
+    def __init__(
+        self,
+        task,
+        systems,
+        folder,
+        batch_size=8,
+        precision="fp32",
+        progressbar=True,
+    ):
+        self.task = task
+        self.systems = {system.name: system for system in systems}
+        self.folder = folder
+        self.predictions = os.path.join(folder, "predictions")
+        self.batch_size = batch_size
+        self.precision = precision
+        self.rank, self.size = rank_and_size()
+        self.quiet = not progressbar or self.rank > 0
+
+    def run(self, rows):
+        """Answer, score and write; in a distributed run all call it.
+
+        Arguments
+        ---------
+        rows : list of dict
+            From `read_manifest` (with the task's columns).
+
+        Returns
+        -------
+        Results
+
+        Raises
+        ------
+        BadInput
+            If no clip is left.
+        """
+        keys = {row["id"]: self._key(row) for row in rows}
+        records = {name: self._open(name) for name in self.systems}
+        todo = {
+            name: [
+                row
+                for row in rows
+                if kept.known.get(row["id"], {}).get("clip") != keys[row["id"]]
+            ]
+            for name, kept in records.items()
+        }
+        # All systems get the same clips, so a bad one is found before.
+        unsure = {row["id"]: row for new in todo.values() for row in new}
+        rejected = self._unreadable(list(unsure.values()))
+        bad = {clip.id for clip in rejected}
+        rows = [row for row in rows if row["id"] not in bad]
+        if not rows:
+            raise BadInput(
+                f"{self.task.name}: no clip is left to evaluate; the first "
+                f"was rejected because: {rejected[0].reason}"
+            )
+        for name, new in todo.items():
+            new = [row for row in new if row["id"] not in bad]
+            if new:  # the same on all processes
+                self._answer(self.systems[name], new, keys, records[name])
+                records[name].gather()
+        return run_on_main(self._score, [rows, records, rejected])
+
+    def _open(self, name):
+        """What a system answered in an earlier run with the same settings."""
+        path = os.path.join(self.predictions, f"{self.task.name}.{name}.jsonl")
+        settings = {
+            **self.task.settings(),
+            **self.systems[name].settings(),
+            "precision": self.precision,
+        }
+        return Records(path, settings)
+
+    def _key(self, row):
+        """Changes with everything of a row that an answer depends on."""
+        return fingerprint_text(
+            row["text"], self.task.reference(row), f"{row['duration']:.3f}"
+        )
+
+    def _unreadable(self, rows):
+        """Decode every clip once; those that cannot be, and why."""
+
+        def reason(row):
+            try:
+                read_speech(row["wav"])
+            except BadInput as error:
+                return str(error)
+
+        mine = rows[self.rank :: self.size]
+        with ThreadPoolExecutor(4) as pool:
+            reasons = list(
+                tqdm(
+                    pool.map(reason, mine),
+                    desc="checking clips",
+                    total=len(mine),
+                    disable=self.quiet or not mine,
+                )
+            )
+        bad = [
+            Rejected(row["id"], row["wav"], 0, why)
+            for row, why in zip(mine, reasons)
+            if why
+        ]
+        if self.size > 1:
+            parts = [None] * self.size
+            torch.distributed.all_gather_object(parts, bad)
+            bad = [clip for part in parts for clip in part]
+        return bad
+
+    def _answer(self, system, rows, keys, records):
+        """One system on the clips that it has not answered yet."""
+        system.open(self.predictions, precision=self.precision)
+        # Longest first: memory runs out at once or never, and the strides of
+        # the processes take about the same time.
+        rows = sorted(rows, key=lambda row: (-row["duration"], row["id"]))
+        mine = rows[self.rank :: self.size]
+        device = next(system.parameters()).device.type
+        dtype = AMPConfig.from_name(self.precision).dtype
+        name = f"{self.task.name}.{system.name}"
+        with tqdm(total=len(mine), desc=name, disable=self.quiet) as bar:
+            for start in range(0, len(mine), self.batch_size):
+                batch = mine[start : start + self.batch_size]
+                clips = [
+                    Clip(
+                        row["id"],
+                        keys[row["id"]],
+                        row["text"],
+                        read_speech(row["wav"]) if system.hears else None,
+                    )
+                    for row in batch
+                ]
+                with TorchAutocast(device, dtype=dtype):
+                    answers = system.answer(clips, self.task)
+                records.append(
+                    [
+                        {
+                            "id": row["id"],
+                            "duration": row["duration"],
+                            "reference": self.task.reference(row),
+                            "hypothesis": answer.text,
+                            "seconds": round(answer.seconds, 4),
+                            "clip": keys[row["id"]],
+                        }
+                        for row, answer in zip(batch, answers)
+                    ]
+                )
+                bar.update(len(batch))
+
+    def _score(self, rows, records, rejected):
+        """Figures of every system, and the files that hold them."""
+        figures = {}
+        clips = [
+            {
+                "id": row["id"],
+                "duration": row["duration"],
+                "reference": self.task.reference(row),
+                "answers": {},
+                "scores": {},
+            }
+            for row in rows
+        ]
+        for name, kept in records.items():
+            answers = [kept.known[clip["id"]] for clip in clips]
+            figures[name], scores = self._figures(name, answers)
+            for clip, answer in zip(clips, answers):
+                clip["answers"][name] = answer["hypothesis"]
+                clip["scores"][name] = scores[clip["id"]]
+            kept.rewrite(
+                [{**a, "score": round(scores[a["id"]], 4)} for a in answers]
+            )
+        results = Results(figures, clips, rejected)
+        flat = {
+            f"{self.task.name}.{name}.{figure}": value
+            for name, numbers in figures.items()
+            for figure, value in numbers.items()
+        }
+        flat[f"{self.task.name}.clips"] = len(clips)
+        flat[f"{self.task.name}.rejected"] = len(rejected)
+        with atomic_write(os.path.join(self.folder, "metrics.json")) as stream:
+            json.dump(flat, stream, indent=2)
+        return results
+
+    def _figures(self, name, answers):
+        """Figures of a system, and the score of each clip."""
+        metric = self.task.metric
+        metric.clear()
+        metric.append(
+            [answer["id"] for answer in answers],
+            [answer["hypothesis"] for answer in answers],
+            [answer["reference"] for answer in answers],
+        )
+        path = os.path.join(self.predictions, f"{self.task.name}.{name}.txt")
+        with atomic_write(path) as stream:
+            metric.write_stats(stream)
+        figures = dict(metric.summarize())
+        audio = sum(answer["duration"] for answer in answers)
+        figures["rtf"] = sum(answer["seconds"] for answer in answers) / audio
+        return figures, metric.scores()

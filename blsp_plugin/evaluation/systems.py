@@ -1,0 +1,281 @@
+"""The rows of the table: systems that do the same task on the same clips.
+
+The text LLM on the gold transcript is the ceiling of everything that hears
+through the same LLM; the cascade is what a speech LLM has to beat; an adapter
+that never learnt is the floor. All ask the LLM with the same prompt.
+
+Authors
+ * The blsp_plugin team 2026
+"""
+
+import time
+from typing import NamedTuple
+
+import torch
+
+from blsp_plugin.data.text import recase
+from blsp_plugin.evaluation.whisper_asr import Answer
+from blsp_plugin.model import BLSP
+from blsp_plugin.packing import Row
+from blsp_plugin.pretrained import fingerprint_module
+
+__all__ = [
+    "Cascade",
+    "Clip",
+    "GoldTextLLM",
+    "SpeechLLM",
+    "System",
+    "UntrainedAdapter",
+    "WhisperAlone",
+]
+
+
+class Clip(NamedTuple):
+    """What a system gets to see of a clip.
+
+    Arguments
+    ---------
+    id : str
+        Its id.
+    key : str
+        Changes when the clip or its texts do.
+    text : str
+        Gold transcript; for `GoldTextLLM` only.
+    wav : torch.Tensor or None
+        Shape (samples,), float, 16 kHz, mono; None for systems that do not
+        hear.
+    """
+
+    id: str
+    key: str
+    text: str
+    wav: object
+
+
+class System(torch.nn.Module):
+    """One row of the table.
+
+    Arguments
+    ---------
+    name : str
+        In the names of its figures, "cascade".
+    label : str
+        In the table.
+    """
+
+    hears = True
+
+    def __init__(self, name, label):
+        super().__init__()
+        self.name = name
+        self.label = label
+
+    def settings(self):
+        """All that its answers depend on beside the task.
+
+        Returns
+        -------
+        dict
+            JSON values.
+        """
+        raise NotImplementedError
+
+    def open(self, folder, **settings):
+        """Get ready for a run; a system may keep files of its own.
+
+        Arguments
+        ---------
+        folder : str
+            Where to.
+        **settings : dict
+            Conditions of the run that these files depend on.
+        """
+
+    def answer(self, clips, task):
+        """Do the task on a batch of clips.
+
+        Arguments
+        ---------
+        clips : list of Clip
+            With their audio if the system ``hears``.
+        task : Task
+            What to do.
+
+        Returns
+        -------
+        list of Answer
+            One a clip, in order.
+        """
+        raise NotImplementedError
+
+
+class _LLMSystem(System):
+    """What the systems with an LLM have in common."""
+
+    def __init__(self, model, prompt, name, label):
+        super().__init__(name, label)
+        self.model = model
+        self.prompt = prompt
+
+    def settings(self):
+        return {
+            "llm": self.model.llm.fingerprint(),
+            "llm dtype": str(self.model.llm.dtype),
+            "prompt": self.prompt.fingerprint(),
+        }
+
+    def answer_texts(self, clips, transcripts, task):
+        """The text branch, on some transcripts."""
+        began = time.perf_counter()
+        rows = []
+        for clip, transcript in zip(clips, transcripts):
+            instruction = task.instruction_for(clip.id)
+            prefix, suffix = self.prompt.ids(instruction)
+            slot = self.prompt.slot_ids(instruction, transcript)
+            rows.append(Row(prefix, slot, suffix))
+        return _answers(self.model.generate(rows, **task.decoding), began)
+
+
+class GoldTextLLM(_LLMSystem):
+    """The ceiling: the LLM is given the gold transcript.
+
+    Upper-case transcripts are recased first: an LLM reads SHOUTED TEXT badly,
+    and the ceiling would be too low.
+
+    Arguments
+    ---------
+    model : BLSP
+        Only its LLM is used.
+    prompt : Prompt
+        Of the LLM.
+    language : str
+        Of the transcripts, for recasing.
+    """
+
+    hears = False
+
+    def __init__(self, model, prompt, language="en"):
+        super().__init__(model, prompt, "gold", "gold transcript -> LLM")
+        self.language = language
+
+    def settings(self):
+        return {**super().settings(), "recase": self.language}
+
+    def answer(self, clips, task):
+        texts = [recase(clip.text, self.language) for clip in clips]
+        return self.answer_texts(clips, texts, task)
+
+
+class Cascade(_LLMSystem):
+    """Whisper transcribes, the LLM answers to the transcript.
+
+    Arguments
+    ---------
+    asr : WhisperASR
+        May be shared with `WhisperAlone`: each clip is transcribed once.
+    model : BLSP
+        Only its LLM is used.
+    prompt : Prompt
+        Of the LLM.
+    """
+
+    def __init__(self, asr, model, prompt):
+        super().__init__(model, prompt, "cascade", "Whisper -> LLM (cascade)")
+        self.asr = asr
+
+    def settings(self):
+        return {**super().settings(), **self.asr.settings()}
+
+    def open(self, folder, **settings):
+        self.asr.open(folder, **settings)
+
+    def answer(self, clips, task):
+        heard = self.asr.hear(clips)
+        texts = [transcript.text for transcript in heard]
+        return [
+            Answer(answer.text, answer.seconds + transcript.seconds)
+            for answer, transcript in zip(
+                self.answer_texts(clips, texts, task), heard
+            )
+        ]
+
+
+class SpeechLLM(_LLMSystem):
+    """The trained model: speech embeddings in the transcript's place.
+
+    Arguments
+    ---------
+    model : BLSP
+        With its adapter loaded.
+    prompt : Prompt
+        Of the LLM.
+    """
+
+    def __init__(self, model, prompt, name="speechllm", label="speech LLM"):
+        super().__init__(model, prompt, name, label)
+
+    def settings(self):
+        return {
+            **super().settings(),
+            "encoder": self.model.encoder.fingerprint(),
+            "adapter": fingerprint_module(self.model.adapter),
+        }
+
+    @torch.no_grad()
+    def answer(self, clips, task):
+        began = time.perf_counter()
+        instructions = [task.instruction_for(clip.id) for clip in clips]
+        wavs = [clip.wav for clip in clips]
+        generations = self.model.answer(
+            wavs, instructions, self.prompt, **task.decoding
+        )
+        return _answers(generations, began)
+
+
+class UntrainedAdapter(SpeechLLM):
+    """The floor: the same encoder and LLM around an adapter as initialised.
+
+    Arguments
+    ---------
+    model : BLSP
+        Shared with `SpeechLLM`; its own adapter is not touched.
+    prompt : Prompt
+        Of the LLM.
+    adapter : torch.nn.Module
+        Another adapter than the model's, freshly made (``!copy`` in YAML).
+    """
+
+    def __init__(self, model, prompt, adapter):
+        if adapter is model.adapter:
+            raise ValueError("the untrained adapter must be a copy of its own")
+        floor = BLSP(model.encoder, adapter, model.llm)
+        super().__init__(floor, prompt, "untrained", "untrained adapter")
+
+
+class WhisperAlone(System):
+    """Whisper's transcript is the answer: for speech recognition only.
+
+    Arguments
+    ---------
+    asr : WhisperASR
+        May be shared with `Cascade`.
+    """
+
+    def __init__(self, asr):
+        super().__init__("whisper", "Whisper alone")
+        self.asr = asr
+
+    def settings(self):
+        return self.asr.settings()
+
+    def open(self, folder, **settings):
+        self.asr.open(folder, **settings)
+
+    def answer(self, clips, task):
+        return self.asr.hear(clips)
+
+
+def _answers(generations, began):
+    """One line a row, and its share of the time since the batch began."""
+    seconds = (time.perf_counter() - began) / max(1, len(generations))
+    return [Answer(" ".join(g.text.split()), seconds) for g in generations]

@@ -1,0 +1,152 @@
+#!/usr/bin/env python3
+"""Stage 2: train an adapter so that a frozen LLM hears (BLSP, 2309.00916).
+
+Reads the continuations of stage 1 and trains the adapter between the frozen
+Whisper encoder and the frozen LLM to give them for the clips.
+
+To run this recipe (after recipes/continuation/generate.py):
+> python recipes/blsp/train.py hparams/train.yaml
+> torchrun --nproc_per_node=2 recipes/blsp/train.py hparams/train.yaml \
+      --device cpu --distributed_backend gloo
+
+Run it again to continue where it was stopped. Not supported: training the
+encoder or the LLM, several clips in one prompt.
+
+Authors
+ * The blsp_plugin team 2026
+"""
+
+import json
+import os
+import sys
+
+import speechbrain as sb
+import torch
+from speechbrain.utils.distributed import if_main_process
+from speechbrain.utils.logger import get_logger
+
+from blsp_plugin.brain import AlignmentBrain, ranks
+from blsp_plugin.checkpoints import check_provenance, save_adapter
+from blsp_plugin.data.dataset import (
+    Collate,
+    continuation_dataset,
+    open_continuations,
+    row_lengths,
+)
+from blsp_plugin.data.sampler import TokenBudgetSampler
+from blsp_plugin.errors import one_line_errors
+from blsp_plugin.hparams import load_hparams
+from blsp_plugin.model import BLSP
+
+logger = get_logger(__name__)
+
+
+def dataio_prepare(hparams, model):
+    """Open the continuations and say how they become batches.
+
+    Returns ``(dataset, loader options)`` under "train" and "valid".
+    """
+    rank, world_size = ranks()
+    llm, prompt = model.llm, hparams["prompt"]
+    collate = Collate(llm.tokenizer.pad_token_id, llm.eos_id)
+    data = {}
+    for split, budget in (
+        ("train", hparams["max_batch_tokens"]),
+        ("valid", hparams["valid_batch_tokens"]),
+    ):
+        table = open_continuations(
+            hparams[f"{split}_data"],
+            os.path.join(hparams["output_folder"], "arrow"),
+        )
+        sampler = TokenBudgetSampler(
+            row_lengths(table, prompt, model.speech_tokens),
+            budget,
+            max_rows=hparams["max_batch_rows"],
+            shuffle=split == "train",
+            seed=hparams["seed"],
+            rank=rank,
+            world_size=world_size,
+        )
+        logger.info(
+            "%s: %d rows in %d batches, %.1f %% of positions are padding",
+            split,
+            len(table),
+            len(sampler) * world_size,
+            100 * sampler.padding_ratio,
+        )
+        dataset = continuation_dataset(
+            table,
+            prompt,
+            model.encoder.mel,
+            model.speech_tokens,
+            twins=split == "valid",
+        )
+        options = {
+            "batch_sampler": sampler,
+            "collate_fn": collate,
+            "num_workers": hparams["num_workers"],
+        }
+        data[split] = (dataset, options)
+    return data
+
+
+@one_line_errors
+def main(argv):
+    """Train, and write the adapter and metrics.json."""
+    hparams_file, run_opts, overrides = sb.parse_arguments(argv)
+    sb.utils.distributed.ddp_init_group(run_opts)
+    hparams, hparams_file, overrides = load_hparams(hparams_file, overrides)
+    sb.create_experiment_directory(
+        experiment_directory=hparams["output_folder"],
+        hyperparams_to_save=hparams_file,
+        overrides=overrides,
+    )
+    modules = hparams["modules"]
+    model = BLSP(modules["encoder"], modules["adapter"], modules["llm"])
+    data = dataio_prepare(hparams, model)
+    brain = AlignmentBrain(
+        modules=modules,
+        opt_class=hparams["opt_class"],
+        hparams=hparams,
+        run_opts=run_opts,
+        checkpointer=hparams["checkpointer"],
+    )
+    check_provenance(hparams["train_data"], brain.base)
+
+    start_file = os.path.join(hparams["output_folder"], "start.json")
+    train_set, train_options = data["train"]
+    valid_set, valid_options = data["valid"]
+    if not os.path.exists(start_file):
+        brain.evaluate(valid_set, test_loader_kwargs=valid_options)
+        if if_main_process():
+            write_json(start_file, brain.valid_stats)
+    brain.fit(
+        hparams["epoch_counter"],
+        train_set,
+        valid_set,
+        train_loader_kwargs=train_options,
+        valid_loader_kwargs=valid_options,
+    )
+    # The best checkpoint becomes the adapter; its stats are the result.
+    brain.evaluate(valid_set, min_key="loss", test_loader_kwargs=valid_options)
+    facts = {"whisper": model.encoder.source, "llm": model.llm.source}
+    if if_main_process():
+        save_adapter(
+            brain.model, hparams["prompt"], hparams["adapter_folder"], **facts
+        )
+        with open(start_file, encoding="utf-8") as stream:
+            metrics = brain.metrics(json.load(stream))
+        write_json(
+            os.path.join(hparams["output_folder"], "metrics.json"), metrics
+        )
+
+
+def write_json(path, content):
+    """Write a JSON file."""
+    with open(path, "w", encoding="utf-8") as stream:
+        json.dump(content, stream, indent=2)
+
+
+if __name__ == "__main__":
+    torch.set_float32_matmul_precision("high")
+    main(sys.argv[1:])

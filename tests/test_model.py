@@ -1,0 +1,210 @@
+"""The model: what must be exact, on tiny random models in float32."""
+
+import pytest
+import torch
+from tests.conftest import make_wavs
+from torch.nn.utils.rnn import pad_sequence
+
+from blsp_plugin.llm import FrozenLLM
+from blsp_plugin.lengths import mel_frames
+from blsp_plugin.losses import ResponseCrossEntropy, next_tokens
+from blsp_plugin.model import SpeechEmbeddings
+from blsp_plugin.packing import Row, pack
+from blsp_plugin.prompts import Prompt
+
+INSTRUCTION = "Please repeat the following words."
+TEXTS = ["hello there", "it is", "the quick brown fox", "7", "no way out"]
+SECONDS = [1.3, 0.4, 3.1, 0.2, 2.2]
+
+
+def batch(model, wavs, rows, side="right", extra=0):
+    """Features and packed rows, as a loader would make them."""
+    mel = pad_sequence([model.encoder.mel(w) for w in wavs], batch_first=True)
+    mel = torch.nn.functional.pad(mel, (0, 0, 0, extra), value=-2.0)
+    lengths = torch.tensor([mel_frames(len(w)) for w in wavs])
+    llm = model.llm
+    packed = pack(rows, llm.tokenizer.pad_token_id, llm.eos_id, side)
+    return mel, lengths, packed
+
+
+def speech_rows(model, prompt, wavs):
+    """Rows with arbitrary responses, some cut."""
+    prefix, suffix = prompt.ids(INSTRUCTION)
+    tokenizer = prompt.tokenizer
+    return [
+        Row(
+            prefix,
+            model.speech_tokens(len(wav)),
+            suffix,
+            tuple(tokenizer(text, add_special_tokens=False)["input_ids"]),
+            i % 2 == 0,
+        )
+        for i, (wav, text) in enumerate(zip(wavs, TEXTS))
+    ]
+
+
+@torch.no_grad()
+def token_losses(model, wavs, rows, side="right", extra=0):
+    """Cross-entropy of each response token and the speech embeddings."""
+    mel, lengths, packed = batch(model, wavs, rows, side, extra)
+    speech = model.embed_speech(mel, lengths)
+    hidden, targets = model(packed, speech)
+    losses = torch.nn.functional.cross_entropy(
+        model.llm.project(hidden), targets, reduction="none"
+    )
+    counts = [len(row.response) + row.ended for row in rows]
+    return losses.split(counts), speech
+
+
+def test_batch_invariance(model, prompt):
+    # The middle clip is 100 times louder than the others.
+    wavs = make_wavs(SECONDS, loud=(2,))
+    rows = speech_rows(model, prompt, wavs)
+    alone = [token_losses(model, [w], [r]) for w, r in zip(wavs, rows)]
+    texts = [
+        model.answer([w], [INSTRUCTION], prompt, max_new_tokens=12)[0].ids
+        for w in wavs
+    ]
+    assert len({tuple(ids) for ids in texts}) > 1  # it does depend on the clip
+    orders = ([0, 1, 2, 3, 4], [4, 2, 0, 1, 3])
+    for side in ("right", "left"):
+        for order in orders:
+            losses, speech = token_losses(
+                model,
+                [wavs[i] for i in order],
+                [rows[i] for i in order],
+                side,
+                extra=23,
+            )
+            for place, i in enumerate(order):
+                ([loss], one) = alone[i]
+                length = one.lengths[0]
+                assert speech.lengths[place] == length
+                there = speech.embeds[place, :length]
+                assert (there - one.embeds[0]).abs().max() < 1e-4
+                assert (losses[place] - loss).abs().max() < 1e-4
+    for order in orders:
+        answers = model.answer(
+            [wavs[i] for i in order],
+            [INSTRUCTION] * len(order),
+            prompt,
+            max_new_tokens=12,
+        )
+        assert [a.ids for a in answers] == [texts[i] for i in order]
+
+
+@pytest.mark.parametrize("folder", ["llm_folder", "sentencepiece_folder"])
+def test_text_in_slot_gives_zero_kl(model, folder, request):
+    """The transcript's own embeddings in the slots: the text prompt's logits."""
+    model.llm = FrozenLLM(request.getfixturevalue(folder))
+    prompt = Prompt(model.llm.tokenizer)
+    prefix, suffix = prompt.ids(INSTRUCTION)
+    slots = [prompt.slot_ids(INSTRUCTION, text) for text in TEXTS]
+    twins = [Row(prefix, s, suffix, (5, 6, 7), True) for s in slots]
+    rows = [twin._replace(slot=len(twin.slot)) for twin in twins]
+    embeds = [model.llm.embed(torch.tensor(slot)) for slot in slots]
+    speech = SpeechEmbeddings(
+        pad_sequence(embeds, batch_first=True),
+        torch.tensor([len(slot) for slot in slots]),
+    )
+    llm = model.llm
+    pad = llm.tokenizer.pad_token_id
+    with torch.no_grad():
+        one = model(pack(rows, pad, llm.eos_id), speech)
+        two = model(pack(twins, pad, llm.eos_id))
+    assert torch.equal(one.targets, two.targets)
+    log_p, log_q = (
+        llm.project(states.hidden).log_softmax(-1) for states in (two, one)
+    )
+    assert (log_p.exp() * (log_p - log_q)).sum(-1).abs().max() < 1e-6
+    assert torch.equal(one.hidden, two.hidden)
+    # The text branch is the LLM itself, unpadded, one row at a time.
+    for row, text in zip(twins, TEXTS):
+        before, after = prompt.render(INSTRUCTION)
+        whole = llm.tokenizer(
+            before + text + after, add_special_tokens=False
+        )["input_ids"]
+        assert [*row.prefix, *row.slot, *row.suffix] == whole
+    twins = [row._replace(response=(), ended=False) for row in twins]
+    rows = [row._replace(response=(), ended=False) for row in rows]
+    assert model.generate(rows, speech) == model.generate(twins)
+
+
+def test_project_is_the_models_own_head(model, prompt):
+    ids = torch.tensor([prompt.ids(INSTRUCTION).prefix])
+    mask, positions = torch.ones_like(ids), torch.arange(ids.shape[1])[None]
+    llm = model.llm
+    with torch.no_grad():
+        hidden = llm.hidden(llm.embed(ids), mask, positions)
+        expected = llm.model(input_ids=ids).logits
+    assert (llm.project(hidden) - expected).abs().max() < 1e-5
+
+
+def test_ce_matches_naive(model, prompt):
+    """Selected and chunked == the whole vocabulary tensor, with gradients."""
+    wavs = make_wavs(SECONDS)
+    rows = speech_rows(model, prompt, wavs)
+    mel, lengths, packed = batch(model, wavs, rows)
+    llm = model.llm
+
+    def gradients(loss):
+        model.adapter.zero_grad()
+        loss.backward()
+        return [p.grad.clone() for p in model.adapter.parameters()]
+
+    embeds = model.inputs_embeds(packed, model.embed_speech(mel, lengths))
+    logits = llm.model(
+        inputs_embeds=embeds,
+        attention_mask=packed.attention_mask,
+        position_ids=packed.position_ids,
+    ).logits
+    naive = torch.nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1), packed.labels[:, 1:].flatten(),
+        ignore_index=-100, reduction="sum",
+    )
+    expected = gradients(naive)
+    for chunk in (1, 3, 1024):
+        hidden, targets = model(packed, model.embed_speech(mel, lengths))
+        loss = ResponseCrossEntropy(chunk=chunk)(hidden, targets, llm)
+        assert abs(loss.item() - naive.item()) < 1e-5 * naive.item()
+        for one, two in zip(gradients(loss), expected):
+            assert (one - two).abs().max() < 1e-5 * two.abs().max().clamp(1)
+        assert len(next_tokens(hidden, llm, chunk)) == len(targets)
+
+
+def test_only_adapter_trains(model, prompt):
+    model.train()
+    assert not model.llm.training and not model.encoder.training
+    assert model.adapter.training
+    frozen = {
+        name: p.clone()
+        for name, p in model.named_parameters()
+        if not name.startswith("adapter.")
+    }
+    learning = [n for n, p in model.named_parameters() if p.requires_grad]
+    assert learning and all(n.startswith("adapter.") for n in learning)
+    wavs = make_wavs(SECONDS)
+    mel, lengths, packed = batch(model, wavs, speech_rows(model, prompt, wavs))
+    optimizer = torch.optim.AdamW(
+        (p for p in model.parameters() if p.requires_grad), lr=0.1
+    )
+    hidden, targets = model(packed, model.embed_speech(mel, lengths))
+    ResponseCrossEntropy()(hidden, targets, model.llm).backward()
+    optimizer.step()
+    for name, param in model.named_parameters():
+        if name in frozen:
+            assert param.grad is None
+            assert torch.equal(param, frozen[name])
+        else:
+            assert param.grad is not None and param.grad.abs().sum() > 0
+
+
+def test_generation_tells_ended_from_cut(model, prompt):
+    wavs = make_wavs([0.5] * 8)
+    answers = model.answer(
+        wavs, [f"{INSTRUCTION} {i}" for i in range(8)], prompt,
+        max_new_tokens=24,
+    )
+    for answer in answers:
+        assert len(answer.ids) < 24 if answer.ended else len(answer.ids) == 24
+        assert not set(answer.ids) & set(model.llm.stop_ids)
