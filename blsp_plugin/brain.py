@@ -21,12 +21,12 @@ from typing import NamedTuple
 
 import speechbrain as sb
 import torch
-from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 
 from blsp_plugin.checkpoints import (
     BaseGuard,
     RandomState,
+    SavedDict,
     base_fingerprints,
 )
 from blsp_plugin.data.manifest import (
@@ -101,12 +101,13 @@ class AlignmentBrain(sb.Brain):
         self.model = self._assemble()
         self.window_tokens = 0
         self.rejected = {}
-        self.train_stats = {}
+        self.train_stats = SavedDict()
         self.valid_stats = {}
         self.base = base_fingerprints(self.model, self.hparams.prompt)
         if self.checkpointer is not None:
             self.checkpointer.add_recoverable("base", BaseGuard(self.base))
             self.checkpointer.add_recoverable("random", RandomState())
+            self.checkpointer.add_recoverable("train_stats", self.train_stats)
 
     def _assemble(self):
         modules = self.modules
@@ -315,10 +316,8 @@ class AlignmentBrain(sb.Brain):
         if stage == sb.Stage.TRAIN:
             seconds = torch.tensor(self.seconds, device=self.device)
             rate = float(sum_over_ranks(seconds)) / elapsed
-            self.train_stats = {
-                "loss": stage_loss,
-                "audio_seconds_per_second": rate,
-            }
+            self.train_stats["loss"] = stage_loss
+            self.train_stats["audio_seconds_per_second"] = rate
             return
         self.valid_stats = self._validation_stats()
         logger_stats = {
@@ -337,8 +336,8 @@ class AlignmentBrain(sb.Brain):
                 "test_stats": self.valid_stats,
             },
         }[stage]
-        if if_main_process():
-            self.hparams.train_logger.log_stats(**logger_stats)
+        # On every rank: the logger writes on the main one and synchronises.
+        self.hparams.train_logger.log_stats(**logger_stats)
         if stage == sb.Stage.VALID and self.checkpointer is not None:
             self.checkpointer.save_and_keep_only(
                 meta={"loss": self.valid_stats["loss"]}, min_keys=["loss"]
@@ -361,7 +360,7 @@ class AlignmentBrain(sb.Brain):
         Returns
         -------
         dict of float
-            Flat; ``end.`` are those of the checkpoint that was kept.
+            Flat. All but ``start.`` are of the checkpoint that was kept.
         """
         metrics = {f"start.{name}": value for name, value in start.items()}
         metrics.update({f"end.{k}": v for k, v in self.valid_stats.items()})

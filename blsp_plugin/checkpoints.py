@@ -26,6 +26,7 @@ from blsp_plugin.pretrained import open_pretrained
 __all__ = [
     "BaseGuard",
     "RandomState",
+    "SavedDict",
     "base_fingerprints",
     "check_base",
     "check_provenance",
@@ -58,6 +59,25 @@ class BaseGuard:
         """Compare the checkpoint's fingerprints."""
         with open(path, encoding="utf-8") as stream:
             check_base(json.load(stream), self.base, path)
+
+
+@register_checkpoint_hooks
+class SavedDict(dict):
+    """A dict of plain values, as a recoverable."""
+
+    @mark_as_saver
+    def save(self, path):
+        """Write the items."""
+        with open(path, "w", encoding="utf-8") as stream:
+            json.dump(self, stream)
+
+    @mark_as_loader
+    def load(self, path, end_of_epoch):
+        """Replace the items."""
+        with open(path, encoding="utf-8") as stream:
+            items = json.load(stream)
+        self.clear()
+        self.update(items)
 
 
 @register_checkpoint_hooks

@@ -200,9 +200,7 @@ class WhisperEncoder(torch.nn.Module):
                 keys = frames_mask(lengths, hidden.shape[2])
                 mask = torch.zeros_like(keys, dtype=hidden.dtype)
                 mask = mask.masked_fill(~keys, torch.finfo(mask.dtype).min)
-                mask = mask[:, None, None, :].expand(
-                    -1, 1, hidden.shape[2], -1
-                )
+                mask = mask[:, None, None, :].expand(-1, 1, hidden.shape[2], -1)
         hidden = hidden.transpose(1, 2)
         hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
         for layer in encoder.layers:

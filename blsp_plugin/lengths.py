@@ -141,9 +141,7 @@ def chunk_frames(mel):
     >>> chunk_frames(3500), chunk_frames(3000), chunk_frames(7)
     ([3000, 500], [3000], [7])
     """
-    return [
-        min(CHUNK_MEL, mel - start) for start in range(0, mel, CHUNK_MEL)
-    ]
+    return [min(CHUNK_MEL, mel - start) for start in range(0, mel, CHUNK_MEL)]
 
 
 def frames_mask(lengths, max_length=None):

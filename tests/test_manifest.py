@@ -166,6 +166,19 @@ def test_quote_that_swallows_the_rest_of_the_file(corpus):
     assert "row 3: a quote opens there" in refusal(path)
 
 
+def test_quote_that_swallows_some_rows_counts_them_all(corpus):
+    good = "{},1,$data_root/a.wav,s,words\n"
+    path = corpus(
+        'a,1,$data_root/a.wav,s,"open\n'
+        + good.format("b")
+        + 'c,1,$data_root/a.wav,s,"closed, well"\n'
+        + good.format("d")
+    )
+    manifest = read_manifest(path)
+    assert [row["id"] for row in manifest.rows] == ["d"]
+    assert [bad.row for bad in manifest.rejected] == [2, 3, 4]
+
+
 def test_parquet(corpus, tmp_path):
     path = tmp_path / "train.parquet"
     columns = {

@@ -121,9 +121,9 @@ def test_text_in_slot_gives_zero_kl(model, folder, request):
     # The text branch is the LLM itself, unpadded, one row at a time.
     for row, text in zip(twins, TEXTS):
         before, after = prompt.render(INSTRUCTION)
-        whole = llm.tokenizer(
-            before + text + after, add_special_tokens=False
-        )["input_ids"]
+        whole = llm.tokenizer(before + text + after, add_special_tokens=False)[
+            "input_ids"
+        ]
         assert [*row.prefix, *row.slot, *row.suffix] == whole
     twins = [row._replace(response=(), ended=False) for row in twins]
     rows = [row._replace(response=(), ended=False) for row in rows]
@@ -159,8 +159,10 @@ def test_ce_matches_naive(model, prompt):
         position_ids=packed.position_ids,
     ).logits
     naive = torch.nn.functional.cross_entropy(
-        logits[:, :-1].flatten(0, 1), packed.labels[:, 1:].flatten(),
-        ignore_index=-100, reduction="sum",
+        logits[:, :-1].flatten(0, 1),
+        packed.labels[:, 1:].flatten(),
+        ignore_index=-100,
+        reduction="sum",
     )
     expected = gradients(naive)
     for chunk in (1, 3, 1024):
@@ -202,7 +204,9 @@ def test_only_adapter_trains(model, prompt):
 def test_generation_tells_ended_from_cut(model, prompt):
     wavs = make_wavs([0.5] * 8)
     answers = model.answer(
-        wavs, [f"{INSTRUCTION} {i}" for i in range(8)], prompt,
+        wavs,
+        [f"{INSTRUCTION} {i}" for i in range(8)],
+        prompt,
         max_new_tokens=24,
     )
     for answer in answers:

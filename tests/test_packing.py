@@ -41,7 +41,7 @@ def test_rows_are_contiguous_and_padding_at_one_end(side):
         assert valid.sum() == row.length
         assert packed.position_ids[i][valid].tolist() == list(range(row.length))
         where = valid.nonzero().flatten()
-        assert where[-1] - where[0] + 1 == len(row)
+        assert where[-1] - where[0] + 1 == row.length
         end = where[0] if side == "right" else len(valid) - 1 - where[-1]
         assert end == 0
         assert packed.slot_mask[i].sum() == (

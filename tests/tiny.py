@@ -68,7 +68,8 @@ _CHATML = (
 _LLAMA2 = (
     "{{ bos_token }}{% if messages[0]['role'] == 'system' %}"
     "{% set system = '<<SYS>>\n' + messages[0]['content'] + '\n<</SYS>>\n\n' %}"
-    "{% set messages = messages[1:] %}{% else %}{% set system = '' %}{% endif %}"
+    "{% set messages = messages[1:] %}"
+    "{% else %}{% set system = '' %}{% endif %}"
     "{% for message in messages %}{% if message['role'] == 'user' %}"
     "{{ '[INST] ' + (system if loop.first else '') + message['content']"
     " + ' [/INST]' }}{% else %}{{ ' ' + message['content'] + ' '"

@@ -155,7 +155,7 @@ class HFEngine(Engine):
                     self._without_stop(generation, behaviour.stop)
                     for generation in generations
                 ]
-            yield list(zip(batch, generations))
+            yield list(zip(batch, generations, strict=True))
 
     def fingerprint(self):
         """Name of the weights, and the dtype they are used in."""

@@ -235,8 +235,8 @@ class Repetition(Filter):
         for period in range(1, len(ids) // self.repeats + 1):
             run = period  # tokens so far that repeat with this period
             needed = max(period * self.repeats, self.min_tokens)
-            for token, before in zip(ids[period:], ids):
-                run = run + 1 if token == before else period
+            for i in range(period, len(ids)):
+                run = run + 1 if ids[i] == ids[i - period] else period
                 if run >= needed:
                     return True
         return False

@@ -14,10 +14,10 @@ import collections
 import contextlib
 import errno
 import fcntl
-import glob
 import hashlib
 import json
 import os
+import re
 
 import pyarrow
 import pyarrow.parquet
@@ -30,13 +30,14 @@ from blsp_plugin.errors import BadInput
 __all__ = [
     "COLUMNS",
     "Shard",
-    "claim_settings",
+    "check_settings",
     "disk_errors",
     "hash_rows",
     "read_shard",
     "scan_shards",
     "shard_path",
     "write_json",
+    "write_jsonl",
     "write_table",
 ]
 
@@ -137,8 +138,7 @@ class Shard:
             ENOSPC, naming the file, if the disk is full.
         """
         lines = [json.dumps(r, ensure_ascii=False) + "\n" for r in records]
-        # A lone surrogate in a transcript must not end the run.
-        data = "".join(lines).encode("utf-8", "backslashreplace")
+        data = "".join(lines).encode()
         try:
             with disk_errors(self.path):
                 left = memoryview(data)
@@ -240,10 +240,9 @@ def scan_shards(folder, split):
         From the ID to (path, offset) of its line.
     """
     found = {}
-    pattern = os.path.join(glob.escape(folder), f"{glob.escape(split)}-*.jsonl")
-    for path in sorted(glob.glob(pattern)):
-        if not path[: -len(".jsonl")].rpartition(f"{split}-")[2].isdigit():
-            continue
+    name = re.compile(re.escape(split) + r"-\d+\.jsonl")
+    for file in sorted(filter(name.fullmatch, os.listdir(folder))):
+        path = os.path.join(folder, file)
         for offset, record in read_shard(path):
             found.setdefault(record["ID"], (path, offset))
     return found
@@ -286,13 +285,28 @@ def write_json(value, path):
         stream.write("\n")
 
 
-def claim_settings(path, settings):
+def write_jsonl(records, path):
+    """Write a file of JSON lines that appears whole or not at all.
+
+    Arguments
+    ---------
+    records : iterable of dict
+        One a line.
+    path : str
+        The file.
+    """
+    with disk_errors(path), atomic_write(path) as stream:
+        for record in records:
+            stream.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def check_settings(path, settings):
     """Let a folder hold the work of one set of settings only.
 
     Arguments
     ---------
     path : str
-        ``settings.json`` of the folder; written if it is not there.
+        ``settings.json`` of the folder; none, if it has not been begun yet.
     settings : dict
         Everything that decides the texts.
 
@@ -304,14 +318,13 @@ def claim_settings(path, settings):
     Example
     -------
     >>> path = getfixture("tmp_path") / "settings.json"
-    >>> claim_settings(path, {"llm": "a", "seed": 1})
-    >>> claim_settings(path, {"llm": "a", "seed": 2})  # doctest: +ELLIPSIS
+    >>> write_json({"llm": "a", "seed": 1}, path)
+    >>> check_settings(path, {"llm": "a", "seed": 2})  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    blsp_plugin.errors.BadInput: ...: seed was 1 and is 2 now; ...
+    blsp_plugin.errors.BadInput: ... seed was 1 and is 2 now; ...
     """
     path = os.fspath(path)
     if not os.path.exists(path):
-        write_json(settings, path)
         return
     try:
         with open(path, encoding="utf-8") as stream:

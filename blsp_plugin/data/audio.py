@@ -28,14 +28,15 @@ __all__ = [
 
 SAMPLE_RATE = 16000
 
-# An MP3 without a length tag has its length guessed from its size, and the
-# guess misses by less than two of its frames.
+# An MP3 without a length tag has its length guessed from its size, a title
+# included; the guess is some samples too long.
 MP3_SLACK = 2 * 1152
 
-# libsndfile says "data : <promised> (should be <there>)" of a cut WAV; a
-# promise near the 2 or 4 GiB limit is what programs write into a pipe.
+# libsndfile reads a WAV or Ogg that is cut short as a shorter clip, and notes
+# it in its log only. A WAV that promises nearly 2 or 4 GiB came from a pipe.
 WAV_PROMISE = re.compile(r"data\s*: (\d+) \(should be (\d+)\)")
 WAV_STREAMED = 0x7FFF0000
+OGG_DAMAGE = re.compile(r"Ogg ?: (Last page lacks .*|Junk after .*)\.")
 
 
 class AudioInfo(NamedTuple):
@@ -96,8 +97,6 @@ def _read_header(path):
             f"{path}: not readable as audio ({reason}); convert it to WAV or "
             "FLAC, or drop the row"
         ) from error
-    if header.frames < 1:
-        raise BadInput(f"{path}: holds no samples; drop the row")
     if header.frames >= 2**62:
         raise BadInput(
             f"{path}: its header does not say how long it is; encode it again"
@@ -108,6 +107,14 @@ def _read_header(path):
             f"{path}: cut short, {promise[2]} of {promise[1]} bytes of audio "
             "are there; copy it again or drop the row"
         )
+    damage = OGG_DAMAGE.search(header.extra_info)
+    if damage:
+        raise BadInput(
+            f"{path}: cut short or damaged ({damage[1]}); copy it again or "
+            "drop the row"
+        )
+    if header.frames < 1:
+        raise BadInput(f"{path}: holds no samples; drop the row")
     return header
 
 
@@ -127,8 +134,8 @@ def probe_speech(path):
     Raises
     ------
     BadInput
-        Missing, not audio, no samples, a WAV that is cut short. (Other
-        formats show a cut only when they are decoded.)
+        Missing, not audio, no samples, a WAV or Ogg that is cut short. (FLAC
+        and MP3 show a cut only when they are decoded.)
 
     Example
     -------

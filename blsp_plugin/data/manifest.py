@@ -14,6 +14,8 @@ import math
 import os
 from typing import NamedTuple
 
+from speechbrain.utils.logger import get_logger
+
 from blsp_plugin.data.audio import probe_many
 from blsp_plugin.data.text import normalise_transcript
 from blsp_plugin.errors import BadInput
@@ -27,6 +29,8 @@ __all__ = [
     "write_csv",
     "write_rejected",
 ]
+
+logger = get_logger(__name__)
 
 # A CSV's duration may be rounded; further off than this, the header is right.
 DURATION_SLACK = 0.1
@@ -111,7 +115,10 @@ def _csv_records(path, needed):
                         f"{path}, row {number}: a quote opens there that is "
                         "never closed; double the quotes inside a field"
                     ) from error
-                yield number, None, f"not CSV ({error}); mend its quotes"
+                reason = f"not CSV ({error}); mend its quotes"
+                # A stray quote takes the lines down to the next one with it.
+                for lost in range(number, reader.line_num + 1):
+                    yield lost, None, reason
                 continue
             if not fields:
                 continue
@@ -123,7 +130,8 @@ def _csv_records(path, needed):
                     f"{len(fields)} fields where the header has "
                     f"{len(header)}; quote the fields that hold commas"
                 )
-                yield number, None, reason
+                for lost in range(number, reader.line_num + 1):
+                    yield lost, None, reason
             else:
                 record = dict(zip(header, fields, strict=True))
                 yield number, {name: record[name] for name in needed}, None
@@ -189,6 +197,14 @@ def _probe_rows(path, numbered):
             continue
         row["samples"] = info.samples_16k
         if abs(row["duration"] - info.duration) > DURATION_SLACK:
+            logger.warning(
+                "%s, row %d: duration %.2f s, but %s has %.2f s",
+                path,
+                number,
+                row["duration"],
+                row["wav"],
+                info.duration,
+            )
             row["duration"] = info.duration
         good.append((number, row))
     return good, rejected

@@ -78,18 +78,17 @@ class ErrorRates(MetricStats):
     {'a': 66.66666666666667}
     """
 
-    # Figure -> its head in a table; an interval is shown where there is one.
-    columns = {
-        "wer": "WER %",
-        "cer": "CER %",
-        "deletion_rate": "del %",
-        "insertion_rate": "ins %",
-        "substitution_rate": "sub %",
-    }
-
     def __init__(self, language="en", normaliser=None, resamples=1000):
         self.normaliser = normaliser or wer_normaliser(language)
         self.resamples = resamples
+        # Figure -> its head in a table; an interval is shown if there is one.
+        self.columns = {
+            "wer": "WER %",
+            "cer": "CER %",
+            "deletion_rate": "del %",
+            "insertion_rate": "ins %",
+            "substitution_rate": "sub %",
+        }
         self.clear()
 
     def __repr__(self):

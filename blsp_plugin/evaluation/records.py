@@ -50,7 +50,6 @@ class Records:
         self.path = os.fspath(path)
         self.settings = json.loads(json.dumps(settings))
         self.known = {}
-        self._stream = None
         os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
         self.gather()
 
@@ -62,19 +61,16 @@ class Records:
         records : list of dict
             JSON values; each has an ``id``.
         """
-        if self._stream is None:
-            rank, _ = rank_and_size()
-            path = f"{self.path}.rank{rank}" if rank else self.path
-            self._stream = open(path, "a", encoding="utf-8", newline="")
-            if self._stream.tell() == 0:
-                self._stream.write(_line({"settings": self.settings}))
-        self._stream.writelines(map(_line, records))
-        self._stream.flush()
+        rank, _ = rank_and_size()
+        path = f"{self.path}.rank{rank}" if rank else self.path
+        with open(path, "a", encoding="utf-8", newline="") as stream:
+            if stream.tell() == 0:
+                stream.write(_line({"settings": self.settings}))
+            stream.writelines(map(_line, records))
         self.known.update((record["id"], record) for record in records)
 
     def gather(self):
         """Bring the files of all processes together; all must call it."""
-        self.close()
         self.known = run_on_main(self._gather)
 
     def rewrite(self, records):
@@ -85,16 +81,9 @@ class Records:
         records : list of dict
             These come first; others that are known stay behind them.
         """
-        self.close()
         first = {record["id"]: record for record in records}
-        self.known = {**first, **{**self.known, **first}}
+        self.known = {**first, **self.known, **first}
         self._write(self.known)
-
-    def close(self):
-        """Close the file; appending opens it again."""
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
 
     def _gather(self):
         known = {}

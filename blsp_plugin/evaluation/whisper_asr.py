@@ -112,11 +112,12 @@ class WhisperASR(torch.nn.Module):
         )
         self.requires_grad_(False)
         self.eval()
-        self.decoding = {
-            "max_new_tokens": max_new_tokens
-            or self.model.config.max_target_positions // 2,
-            **self._spoken(language),
-        }
+        self.spoken = self._spoken(language)
+        # transformers' Whisper adds the tokens of its own prompt to this.
+        # Given to `generate`, it would warn at every batch.
+        self.model.generation_config.max_length = (
+            max_new_tokens or self.model.config.max_target_positions // 2
+        )
         self._known, self._records = {}, None
 
     @property
@@ -128,7 +129,8 @@ class WhisperASR(torch.nn.Module):
         """All that a transcript depends on, a dict."""
         return {
             "whisper": fingerprint_module(self.model),
-            "whisper decoding": self.decoding,
+            "spoken": self.spoken,
+            "longest transcript": self.model.generation_config.max_length,
         }
 
     @torch.no_grad()
@@ -150,7 +152,12 @@ class WhisperASR(torch.nn.Module):
         features = self.processor.feature_extractor(
             pieces, sampling_rate=SAMPLE_RATE, return_tensors="pt"
         ).input_features
-        ids = self.model.generate(features.to(self.device), **self.decoding)
+        features = features.to(self.device)
+        # All 30 s are valid to Whisper; said aloud, it does not warn.
+        mask = torch.ones_like(features[:, 0], dtype=torch.int64)
+        ids = self.model.generate(
+            features, attention_mask=mask, **self.spoken
+        )
         texts = self.processor.batch_decode(ids, skip_special_tokens=True)
         texts = iter(texts)
         return [
@@ -198,7 +205,9 @@ class WhisperASR(torch.nn.Module):
             known.update((record["id"], record) for record in records)
             if self._records is not None:
                 self._records.append(records)
-        return [Answer(known[c.id]["text"], known[c.id]["seconds"]) for c in clips]
+        return [
+            Answer(known[c.id]["text"], known[c.id]["seconds"]) for c in clips
+        ]
 
     def _spoken(self, language):
         """The language arguments of transformers' ``generate``."""

@@ -320,7 +320,7 @@ def _tokenizer_config(tokenizer):
             if token["special"]
         ],
         "bos_token": end,
-        "clean_up_tokenization_spaces": True,
+        "clean_up_tokenization_spaces": False,
         "eos_token": end,
         "errors": "replace",
         "model_max_length": 1024,

@@ -19,6 +19,7 @@ Authors
 import json
 import os
 import sys
+from functools import partial
 
 import speechbrain as sb
 import torch
@@ -36,18 +37,18 @@ from blsp_plugin.data.dataset import (
 from blsp_plugin.data.sampler import TokenBudgetSampler
 from blsp_plugin.errors import one_line_errors
 from blsp_plugin.hparams import load_hparams
-from blsp_plugin.model import BLSP
 
 logger = get_logger(__name__)
 
 
-def dataio_prepare(hparams, model):
+def dataio_prepare(hparams, brain):
     """Open the continuations and say how they become batches.
 
     Returns ``(dataset, loader options)`` under "train" and "valid".
     """
     rank, world_size = ranks()
-    llm, prompt = model.llm, hparams["prompt"]
+    model, prompt = brain.model, hparams["prompt"]
+    llm = model.llm
     collate = Collate(llm.tokenizer.pad_token_id, llm.eos_id)
     data = {}
     for split, budget in (
@@ -66,6 +67,9 @@ def dataio_prepare(hparams, model):
             seed=hparams["seed"],
             rank=rank,
             world_size=world_size,
+            batches_per_step=world_size * brain.grad_accumulation_factor
+            if split == "train"
+            else world_size,
         )
         logger.info(
             "%s: %d rows in %d batches, %.1f %% of positions are padding",
@@ -101,23 +105,23 @@ def main(argv):
         hyperparams_to_save=hparams_file,
         overrides=overrides,
     )
-    modules = hparams["modules"]
-    model = BLSP(modules["encoder"], modules["adapter"], modules["llm"])
-    data = dataio_prepare(hparams, model)
     brain = AlignmentBrain(
-        modules=modules,
+        modules=hparams["modules"],
         opt_class=hparams["opt_class"],
         hparams=hparams,
         run_opts=run_opts,
         checkpointer=hparams["checkpointer"],
     )
     check_provenance(hparams["train_data"], brain.base)
+    data = dataio_prepare(hparams, brain)
 
     start_file = os.path.join(hparams["output_folder"], "start.json")
     train_set, train_options = data["train"]
     valid_set, valid_options = data["valid"]
+    # `evaluate` writes into the options it is given.
+    validate = partial(brain.evaluate, valid_set)
     if not os.path.exists(start_file):
-        brain.evaluate(valid_set, test_loader_kwargs=valid_options)
+        validate(test_loader_kwargs={**valid_options})
         if if_main_process():
             write_json(start_file, brain.valid_stats)
     brain.fit(
@@ -128,11 +132,12 @@ def main(argv):
         valid_loader_kwargs=valid_options,
     )
     # The best checkpoint becomes the adapter; its stats are the result.
-    brain.evaluate(valid_set, min_key="loss", test_loader_kwargs=valid_options)
+    validate(min_key="loss", test_loader_kwargs={**valid_options})
+    model = brain.model
     facts = {"whisper": model.encoder.source, "llm": model.llm.source}
     if if_main_process():
         save_adapter(
-            brain.model, hparams["prompt"], hparams["adapter_folder"], **facts
+            model, hparams["prompt"], hparams["adapter_folder"], **facts
         )
         with open(start_file, encoding="utf-8") as stream:
             metrics = brain.metrics(json.load(stream))
