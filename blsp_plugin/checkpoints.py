@@ -24,6 +24,7 @@ from blsp_plugin.errors import BadInput
 from blsp_plugin.pretrained import open_pretrained
 
 __all__ = [
+    "ADAPTER_FILES",
     "BaseGuard",
     "RandomState",
     "SavedDict",
@@ -33,6 +34,8 @@ __all__ = [
     "save_adapter",
     "load_adapter",
 ]
+
+ADAPTER_FILES = ("adapter.json", "adapter.safetensors")
 
 
 @register_checkpoint_hooks
@@ -202,15 +205,12 @@ def save_adapter(model, prompt, folder, **facts):
         for name, tensor in model.adapter.state_dict().items()
     }
     base = base_fingerprints(model, prompt)
-    path = os.path.join(folder, "adapter.json")
-    save_file(weights, os.path.join(folder, "adapter.tmp"))
+    path, weights_path = (os.path.join(folder, f) for f in ADAPTER_FILES)
+    save_file(weights, weights_path + ".tmp")
     with open(path + ".tmp", "w", encoding="utf-8") as stream:
         json.dump({"base": base, **facts}, stream, indent=2)
-    os.replace(
-        os.path.join(folder, "adapter.tmp"),
-        os.path.join(folder, "adapter.safetensors"),
-    )
-    os.replace(path + ".tmp", path)
+    for file in (weights_path, path):
+        os.replace(file + ".tmp", file)
 
 
 def load_adapter(model, prompt, folder):
@@ -231,8 +231,7 @@ def load_adapter(model, prompt, folder):
         If the folder lacks a file, a file is corrupt, or the adapter belongs
         to another base or has other shapes.
     """
-    path = os.path.join(folder, "adapter.json")
-    weights_path = os.path.join(folder, "adapter.safetensors")
+    path, weights_path = (os.path.join(folder, f) for f in ADAPTER_FILES)
     for file in (path, weights_path):
         if not os.path.isfile(file):
             raise BadInput(

@@ -14,12 +14,23 @@ import os
 import re
 
 import ruamel.yaml
-from hyperpyyaml import load_hyperpyyaml
+from hyperpyyaml import load_hyperpyyaml, resolve_references
 from hyperpyyaml.core import recursive_update
 
 from blsp_plugin.errors import BadInput
 
-__all__ = ["load_hparams"]
+__all__ = ["load_hparams", "excerpt_hparams"]
+
+# What a trained adapter needs to be opened again, in this order.
+INFERENCE_KEYS = (
+    "whisper",
+    "llm",
+    "speech_encoder",
+    "llm_model",
+    "prompt",
+    "adapter",
+    "modules",
+)
 
 
 def load_hparams(path, overrides=None):
@@ -84,6 +95,48 @@ def load_hparams(path, overrides=None):
             raise
         key = placeholder.group(1)
         raise BadInput(f"{path}: give --{key} on the command line") from error
+
+
+def excerpt_hparams(path, overrides, keys=INFERENCE_KEYS):
+    """The part of an experiment that opens a trained adapter's models.
+
+    Arguments
+    ---------
+    path : str
+        The base file, as `load_hparams` returned it.
+    overrides : str
+        The overrides, likewise.
+    keys : sequence of str
+        The keys to keep; references between them stay references.
+
+    Returns
+    -------
+    str
+        YAML for `SpeechLLM.from_hparams`, with an empty pretrainer: the
+        interface itself loads the adapter, after a look at its fingerprints.
+    """
+    yaml = ruamel.yaml.YAML()
+    with open(path, encoding="utf-8") as stream:
+        tree = yaml.load(resolve_references(stream, overrides))
+    for key in [key for key in tree if key not in keys]:
+        del tree[key]
+    _drop_comments(tree)
+    stream = io.StringIO()
+    stream.write("# Opens the models of this adapter (SpeechLLM.from_hparams)\n")
+    yaml.dump(tree, stream)
+    stream.write(
+        "pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer\n"
+    )
+    return stream.getvalue()
+
+
+def _drop_comments(node):
+    """The base's banners make no sense in an excerpt."""
+    if hasattr(node, "ca"):
+        node.ca.comment = None
+        node.ca.items.clear()
+        for child in node.values() if isinstance(node, dict) else node:
+            _drop_comments(child)
 
 
 def _as_mapping(yaml, overrides):

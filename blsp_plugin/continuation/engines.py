@@ -135,27 +135,38 @@ class HFEngine(Engine):
 
     def generate(self, batches):
         """One group a batch: see `Engine.generate`."""
-        for batch in batches:
-            behaviour = batch[0].behaviour
-            packed = pack(
-                [Row(request.prompt_ids, (), ()) for request in batch],
-                pad_id=self.llm.tokenizer.pad_token_id,
-                eos_id=self.llm.eos_id,
-                side="left",
-            ).to(self.llm.device)
-            generations = self.llm.generate(
-                self.llm.embed(packed.input_ids),
-                packed.attention_mask,
-                max_new_tokens=behaviour.max_new_tokens,
-                num_beams=behaviour.num_beams,
-                stop=behaviour.stop,
-            )
-            if behaviour.stop is not None:
-                generations = [
-                    self._without_stop(generation, behaviour.stop)
-                    for generation in generations
-                ]
-            yield list(zip(batch, generations, strict=True))
+        head = self.llm.model.get_output_embeddings()
+        # The prompt's last hidden states are a strided view, for which a CPU
+        # would copy the head's weights once a row: 4 times slower in all.
+        hook = head.register_forward_pre_hook(lambda _, x: (x[0].contiguous(),))
+        try:
+            for batch in batches:
+                yield self._generate(batch)
+        finally:
+            hook.remove()
+
+    def _generate(self, batch):
+        """The responses to one batch."""
+        behaviour = batch[0].behaviour
+        packed = pack(
+            [Row(request.prompt_ids, (), ()) for request in batch],
+            pad_id=self.llm.tokenizer.pad_token_id,
+            eos_id=self.llm.eos_id,
+            side="left",
+        ).to(self.llm.device)
+        generations = self.llm.generate(
+            self.llm.embed(packed.input_ids),
+            packed.attention_mask,
+            max_new_tokens=behaviour.max_new_tokens,
+            num_beams=behaviour.num_beams,
+            stop=behaviour.stop,
+        )
+        if behaviour.stop is not None:
+            generations = [
+                self._without_stop(generation, behaviour.stop)
+                for generation in generations
+            ]
+        return list(zip(batch, generations, strict=True))
 
     def fingerprint(self):
         """Name of the weights, and the dtype they are used in."""

@@ -9,6 +9,9 @@ about a millisecond. From YAML::
     data_folder: !apply:blsp_plugin.starter.corpus
         language: en
 
+(HyperPyYAML does not join such a value to a text: ``!ref <data_folder>`` is
+the directory, ``!ref <data_folder>/train.csv`` would lose it.)
+
 Nothing else in the code knows the starter kit: where a hub or a disk has the
 models, name ``openai/whisper-base`` or a directory instead.
 
@@ -40,26 +43,26 @@ LANGUAGES = ("en", "es", "fr", "it", "ru")
 # A recipe number grows when a builder's output changes: the part is rebuilt.
 PARTS = {
     "whisper-base": Part(
-        "whisper-base", "blsp_plugin.starter.whisper:build_base", 1, 600
+        "whisper-base", "blsp_plugin.starter.whisper:build_base", 1, 500
     ),
     "whisper-tiny.en": Part(
-        "whisper-tiny.en", "blsp_plugin.starter.whisper:build_tiny_en", 1, 320
+        "whisper-tiny.en", "blsp_plugin.starter.whisper:build_tiny_en", 1, 260
     ),
     "smollm2-135m-instruct": Part(
         "smollm2-135m-instruct",
         "blsp_plugin.starter.gguf_llm:build_smollm2",
         1,
-        600,
+        520,
     ),
     "gemma3-270m": Part(
-        "gemma3-270m", "blsp_plugin.starter.gguf_llm:build_gemma3", 1, 1200
+        "gemma3-270m", "blsp_plugin.starter.gguf_llm:build_gemma3", 1, 900
     ),
     **{
         f"corpus-{language}": Part(
             f"corpus-{language}",
             f"blsp_plugin.starter.asterisk:build_{language}",
             1,
-            120,
+            200,
         )
         for language in LANGUAGES
     },

@@ -36,6 +36,15 @@ _NOT_SPEECH = re.compile(
 )
 # "(note: ...)", "[sound of ...]", "<beep>": written, not spoken.
 _REMARK = re.compile(r"\([^()]*\)|\[[^][]*\]|<[^<>]*>")
+# "..." tells where prompts are spliced. It stands at a text's ends only.
+_SPLICE_BEFORE = re.compile(r"^\s*(?:\.{2,}|…)\s*")
+_SPLICE_AFTER = re.compile(r"[\s,]*(?:\.{2,}|…)\s*$")
+_QUOTES = (('"', '"'), ("“", "”"))
+# How the voices read the telephone's keys.
+_KEYS = {
+    "en": {"*": "star", "#": "pound"},
+    "fr": {"*": "étoile", "#": "dièse"},
+}
 
 Clip = namedtuple("Clip", ["prompt", "text", "source", "split"])
 Clip.__doc__ = """A prompt to write.
@@ -110,7 +119,8 @@ def build(folder, language):
                 files,
                 f"usr/share/doc/asterisk-core-sounds-{code}",
                 f"core-sounds-{code}.txt.gz",
-            )
+            ),
+            code,
         )
         for code in _LANGUAGES
     }
@@ -135,13 +145,15 @@ def build(folder, language):
     shutil.rmtree(work)
 
 
-def read_texts(path):
+def read_texts(path, language="en"):
     """Read a package's list of prompts.
 
     Arguments
     ---------
     path : str
         Gzipped UTF-8 lines ``id: text``; ``;`` starts a comment.
+    language : str
+        The texts' language.
 
     Returns
     -------
@@ -154,7 +166,6 @@ def read_texts(path):
     BadInput
         When the file is missing or damaged.
     """
-    texts, seen = {}, set()
     try:
         # One of the lists starts with a byte order mark.
         with gzip.open(path, "rt", encoding="utf-8-sig") as fin:
@@ -164,19 +175,27 @@ def read_texts(path):
             f"{path}: can't be read ({error}); the package is damaged or "
             "changed: run the same command again"
         ) from error
+    listed = {}
     for line in lines:
         prompt, colon, text = line.partition(":")
-        prompt = prompt.strip()
-        if not colon or line.startswith(";") or prompt in seen:
-            continue
-        seen.add(prompt)
-        text = spoken(prompt, text)
+        if colon and not line.startswith(";"):
+            listed.setdefault(prompt.strip(), text.strip())
+    texts = {}
+    for prompt, text in listed.items():
+        # Slips: a text that repeats its id, one that runs on into the
+        # entries after it.
+        text = text.removeprefix(prompt + ":")
+        for found in re.finditer(r"\s(\S+): ", text):
+            if found.group(1) in listed:
+                text = text[: found.start()]
+                break
+        text = spoken(prompt, text, language)
         if text:
             texts[prompt] = text
     return texts
 
 
-def spoken(prompt, text):
+def spoken(prompt, text, language="en"):
     """Reduce a prompt's text to what is said.
 
     Arguments
@@ -185,30 +204,36 @@ def spoken(prompt, text):
         Its id.
     text : str
         As listed.
+    language : str
+        Its language, for the keys "*" and "#".
 
     Returns
     -------
     str
-        Case and punctuation kept, whitespace squeezed, remarks gone; empty
-        when nothing is said.
+        Case and punctuation kept, whitespace squeezed; remarks and the dots
+        that stand for neighbouring prompts are gone. Empty when nothing is
+        said.
 
     Example
     -------
     >>> spoken("vm-intro", "Leave a message.  (simple tone sound plays)")
     'Leave a message.'
-    >>> spoken("letters/at", "at [@]")
-    'at'
+    >>> spoken("vm-helpexit", "... press * to exit ...")
+    'press star to exit.'
     >>> spoken("beep", "beep")
     ''
     """
     if _NOT_SPEECH.fullmatch(prompt):
         return ""
-    text = _REMARK.sub(" ", text)
-    # One list repeats an id in its text.
-    text = text.strip().removeprefix(prompt + ":")
-    # A lone quotation mark is a slip of the list.
-    if text.count('"') == 1:
-        text = text.replace('"', "")
+    text = _REMARK.sub(" ", text).strip()
+    for left, right in _QUOTES:
+        if text.startswith(left) and text.endswith(right):
+            text = text[1:-1]
+        elif text.endswith(right) and text.count(left) == (left == right):
+            text = text[:-1]  # closed but never opened: a slip
+    text = _SPLICE_AFTER.sub(".", _SPLICE_BEFORE.sub("", text))
+    for key, word in _KEYS.get(language, {}).items():
+        text = text.replace(key, word)
     text = " ".join(text.split())
     return text if sentence_key(text) else ""
 

@@ -147,9 +147,7 @@ def _finish(folder, gguf_file, notice):
     title = notice.split("\n", 1)[0].lstrip("# ")
     logger.info("starter kit: converting %s (up to a minute)", title)
     convert(gguf_file, folder)
-    with open(
-        os.path.join(folder, "NOTICE.md"), "w", encoding="utf-8"
-    ) as fout:
+    with open(os.path.join(folder, "NOTICE.md"), "w", encoding="utf-8") as fout:
         fout.write(notice)
     shutil.rmtree(os.path.join(folder, "wheels"))
 

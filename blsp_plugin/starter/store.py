@@ -264,7 +264,7 @@ def _environment_error(error, part):
             f"{where}: {error.strerror}: {error.filename}; set BLSP_STARTER "
             "to a folder you can write to"
         )
-    if isinstance(error, (NotADirectoryError, FileExistsError)):
+    if isinstance(error, NotADirectoryError | FileExistsError):
         return f"{where}: {error.filename} is not a folder; set BLSP_STARTER"
     return None
 

