@@ -37,7 +37,7 @@ starter: $(STAMP) ## Fetch the starter kit beforehand (models and speech)
 	$(BIN)/python -m blsp_plugin.starter
 
 demo: $(STAMP) ## Run the whole loop on the starter kit
-	$(BIN)/python -m blsp_plugin.demo
+	$(BIN)/python recipes/demo/demo.py
 
 test: $(STAMP) ## Run the test suite
 	$(BIN)/python -m pytest -q

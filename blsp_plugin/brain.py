@@ -101,6 +101,7 @@ class AlignmentBrain(sb.Brain):
         self.model = self._assemble()
         self.window_tokens = 0
         self.rejected = {}
+        self.rows = {}
         self.train_stats = SavedDict()
         self.valid_stats = {}
         self.base = base_fingerprints(self.model, self.hparams.prompt)
@@ -120,9 +121,11 @@ class AlignmentBrain(sb.Brain):
     ):
         """Make a loader whose batch sampler deals batches to ranks itself."""
         loader = sb.dataio.dataloader.make_dataloader(dataset, **loader_kwargs)
+        # Before and after training the validation set is "tested".
+        name = "train" if stage == sb.Stage.TRAIN else "valid"
+        self.rows[name] = len(dataset)
         if stage == sb.Stage.TRAIN:
             self.train_sampler = loader.batch_sampler
-            self.train_rows = len(dataset)
             if self.checkpointer is not None:
                 self.checkpointer.add_recoverable(
                     f"{ckpt_prefix}{stage.name}", loader
@@ -390,6 +393,7 @@ class AlignmentBrain(sb.Brain):
         write_rejected(self.rejected.values(), path)
         check_rejected(
             len(self.rejected),
-            getattr(self, "train_rows", len(self.rejected)),
+            sum(self.rows.values()),
             self.hparams.max_rejected,
+            path=path,
         )

@@ -180,9 +180,13 @@ def check_provenance(data_file, base):
     path = os.path.join(os.path.dirname(data_file), "provenance.json")
     if os.path.exists(path):
         with open(path, encoding="utf-8") as stream:
-            written_by = json.load(stream)
-        parts = [part for part in base if part in written_by]
-        check_base(written_by, {part: base[part] for part in parts}, path)
+            settings = json.load(stream)["settings"]
+        # An engine's name for its LLM starts with the weights' fingerprint.
+        written_by = {
+            "llm": settings["llm"].split()[0],
+            "prompt": settings["prompt"],
+        }
+        check_base(written_by, {part: base[part] for part in written_by}, path)
 
 
 def save_adapter(model, prompt, folder, **facts):

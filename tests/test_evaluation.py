@@ -10,16 +10,14 @@ import sys
 import pytest
 import soundfile
 import torch
-from tests.conftest import make_wavs
 from transformers import GenerationConfig
 
 from blsp_plugin import starter
 from blsp_plugin.adapters import ConvAdapter
-from blsp_plugin.checkpoints import save_adapter
+from blsp_plugin.checkpoints import load_adapter, save_adapter
 from blsp_plugin.data.audio import read_speech
 from blsp_plugin.data.manifest import read_manifest
 from blsp_plugin.errors import BadInput
-from blsp_plugin.evaluation import runner
 from blsp_plugin.evaluation.metrics import ErrorRates
 from blsp_plugin.evaluation.records import Records
 from blsp_plugin.evaluation.report import report
@@ -39,6 +37,8 @@ from blsp_plugin.evaluation.whisper_asr import (
     WhisperASR,
     split_at_pauses,
 )
+from blsp_plugin.hparams import load_hparams
+from tests.conftest import make_wavs
 
 NAMES = ["gold", "cascade", "speechllm", "untrained", "whisper"]
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -245,7 +245,7 @@ def test_settings_follow_every_part(systems, model):
     with torch.no_grad():
         model.adapter.up.weight += 1.0
     after = [system.settings() for system in systems]
-    assert [a == b for a, b in zip(before, after)] == [
+    assert [a == b for a, b in zip(before, after, strict=True)] == [
         True,
         True,
         False,
@@ -260,7 +260,9 @@ def test_settings_follow_every_part(systems, model):
 def test_bad_clips_are_rejected(task, rows, tmp_path):
     rows = [dict(row) for row in rows]
     bad = {}
-    for kind, row in zip(("missing", "nan", "cut", "empty"), rows[1:5]):
+    for kind, row in zip(
+        ("missing", "nan", "cut", "empty"), rows[1:5], strict=True
+    ):
         path = str(tmp_path / f"{kind}.{'wav' if kind == 'nan' else 'flac'}")
         if kind == "nan":
             soundfile.write(path, [0.1, float("nan")] * 800, 16000, "FLOAT")
@@ -301,7 +303,7 @@ def test_each_clip_is_transcribed_once(task, systems, rows, tmp_path):
     assert len(heard) == len(rows)
     del asr.transcribe
     alone, full = (predictions(tmp_path, n) for n in ("whisper", "cascade"))
-    for transcript, answer in zip(alone, full):
+    for transcript, answer in zip(alone, full, strict=True):
         assert answer["seconds"] > transcript["seconds"]
 
 
@@ -385,3 +387,76 @@ def run_recipe(*args, launcher=(sys.executable,)):
         capture_output=True,
         text=True,
     )
+
+
+@pytest.fixture(scope="module")
+def trained(whisper_folder, llm_folder, tmp_path_factory):
+    """Options naming the random models, and an adapter for them."""
+    folder = str(tmp_path_factory.mktemp("trained") / "adapter")
+    options = {"whisper": whisper_folder, "llm": llm_folder}
+    hparams, _, _ = load_hparams(f"{ROOT}/hparams/asr.yaml", options)
+    save_adapter(hparams["model"], hparams["prompt"], folder)
+    return {**options, "adapter_folder": folder, "max_new_tokens": 8}
+
+
+def test_recipe_on_two_processes(trained, corpus, tmp_path):
+    options = {
+        **trained,
+        "data_folder": corpus.data_root,
+        "output_folder": str(tmp_path / "two"),
+    }
+    arguments = [f"--{key}={value}" for key, value in options.items()]
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = run_recipe(
+        *arguments,
+        "--device=cpu",
+        "--distributed_backend=gloo",
+        launcher=[sys.executable, "-m", *torchrun],
+    )
+    assert done.returncode == 0, done.stderr
+    with open(tmp_path / "two" / "table.md", encoding="utf-8") as stream:
+        table = stream.read()
+    assert "\n| Whisper -> LLM (cascade) |" in table
+    assert table in done.stdout + done.stderr
+    assert (tmp_path / "two" / "rejected.jsonl").read_text() == ""
+    hparams, _, _ = load_hparams(f"{ROOT}/hparams/asr.yaml", options)
+    load_adapter(hparams["model"], hparams["prompt"], trained["adapter_folder"])
+    rows = read_manifest(corpus.test_csv, probe=True).rows
+    one = tmp_path / "one"
+    evaluate(hparams["task"], hparams["systems"], one, rows)
+    files = set(os.listdir(one / "predictions"))
+    assert files == set(os.listdir(tmp_path / "two" / "predictions"))
+    for name in NAMES:
+        here, there = (
+            [
+                (line["id"], line["hypothesis"], line["score"])
+                for line in predictions(folder, name)
+            ]
+            for folder in (one, tmp_path / "two")
+        )
+        assert len(here) == 4
+        assert here == there
+
+
+def test_recipe_needs_an_adapter(trained, corpus, tmp_path):
+    options = {**trained, "adapter_folder": tmp_path / "none"}
+    options["data_folder"] = corpus.data_root
+    options["output_folder"] = tmp_path / "out"
+    done = run_recipe(*(f"--{key}={value}" for key, value in options.items()))
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    [line] = [x for x in done.stderr.splitlines() if x.startswith("error:")]
+    assert "train an adapter first (recipes/blsp/train.py)" in line
+
+
+def test_paper_preset(trained):
+    path = f"{ROOT}/hparams/paper_asr.yaml"
+    options = {key: trained[key] for key in ("whisper", "llm")}
+    with pytest.raises(BadInput, match="give --data_folder"):
+        load_hparams(path, options)
+    hparams, _, _ = load_hparams(path, {**options, "data_folder": "x"})
+    speech, untrained = hparams["systems"][2:4]
+    assert speech.model.encoder.pad_to_30s
+    for system in (speech, untrained):
+        assert set(system.model.adapter.norm.weight.tolist()) == {1.0}
+    assert untrained.model.adapter is not speech.model.adapter

@@ -11,7 +11,7 @@ def rates(pairs, **options):
     """Summary of (hypothesis, reference) pairs."""
     metric = ErrorRates(**options)
     ids = [f"clip-{i}" for i in range(len(pairs))]
-    metric.append(ids, *map(list, zip(*pairs)))
+    metric.append(ids, *map(list, zip(*pairs, strict=True)))
     return metric.summarize()
 
 

@@ -13,7 +13,7 @@ import json
 import os
 
 import torch
-from speechbrain.utils.distributed import run_on_main
+from speechbrain.utils.distributed import ddp_barrier, run_on_main
 from speechbrain.utils.logger import get_logger
 
 from blsp_plugin.data.manifest import atomic_write
@@ -71,6 +71,7 @@ class Records:
 
     def gather(self):
         """Bring the files of all processes together; all must call it."""
+        ddp_barrier()  # they may still be writing
         self.known = run_on_main(self._gather)
 
     def rewrite(self, records):

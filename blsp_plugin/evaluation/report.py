@@ -6,6 +6,8 @@ Authors
 
 __all__ = ["examples", "report", "table"]
 
+_WIDEST = 160  # characters of an answer; a system that babbles fills a screen
+
 
 def table(results, task, systems):
     """Rows are systems, columns are figures with their intervals.
@@ -29,14 +31,17 @@ def table(results, task, systems):
         figures = results.figures[system.name]
         cells = [_cell(figures, name) for name in task.metric.columns]
         lines.append([system.label, *cells, f"{figures['rtf']:.3f}"])
-    widths = [max(map(len, column)) for column in zip(*lines)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rule = ["-" * (width - 1) + ":" for width in widths]
     lines.insert(1, ["-" * widths[0], *rule[1:]])
     return "\n".join(
         "| "
         + " | ".join(
             [line[0].ljust(widths[0])]
-            + [cell.rjust(width) for cell, width in zip(line[1:], widths[1:])]
+            + [
+                cell.rjust(width)
+                for cell, width in zip(line[1:], widths[1:], strict=True)
+            ]
         )
         + " |"
         for line in lines
@@ -77,10 +82,17 @@ def examples(results, systems, n=5):
         said = [("reference", clip["reference"])]
         said += [(s.label, clip["answers"][s.name]) for s in systems]
         width = max(len(label) for label, _ in said)
-        lines = [f"    {label.ljust(width)}  {text}" for label, text in said]
+        lines = [
+            f"    {label.ljust(width)}  {_shorten(text)}"
+            for label, text in said
+        ]
         head = f"{clip['id']} ({clip['duration']:.1f} s)"
         blocks.append("\n".join([head, "", *lines]))
     return "\n\n".join(blocks)
+
+
+def _shorten(text):
+    return text if len(text) <= _WIDEST else text[:_WIDEST] + " ..."
 
 
 def report(results, task, systems, n=5):

@@ -171,7 +171,7 @@ class Evaluation:
             )
         bad = [
             Rejected(row["id"], row["wav"], 0, why)
-            for row, why in zip(mine, reasons)
+            for row, why in zip(mine, reasons, strict=True)
             if why
         ]
         if self.size > 1:
@@ -214,7 +214,7 @@ class Evaluation:
                             "seconds": round(answer.seconds, 4),
                             "clip": keys[row["id"]],
                         }
-                        for row, answer in zip(batch, answers)
+                        for row, answer in zip(batch, answers, strict=True)
                     ]
                 )
                 bar.update(len(batch))
@@ -235,7 +235,7 @@ class Evaluation:
         for name, kept in records.items():
             answers = [kept.known[clip["id"]] for clip in clips]
             figures[name], scores = self._figures(name, answers)
-            for clip, answer in zip(clips, answers):
+            for clip, answer in zip(clips, answers, strict=True):
                 clip["answers"][name] = answer["hypothesis"]
                 clip["scores"][name] = scores[clip["id"]]
             kept.rewrite(

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from blsp_plugin.data.text import recase
+from blsp_plugin.data.text import normalise_transcript, recase
 from blsp_plugin.evaluation.whisper_asr import Answer
 from blsp_plugin.model import BLSP
 from blsp_plugin.packing import Row
@@ -128,7 +128,7 @@ class _LLMSystem(System):
         """The text branch, on some transcripts."""
         began = time.perf_counter()
         rows = []
-        for clip, transcript in zip(clips, transcripts):
+        for clip, transcript in zip(clips, transcripts, strict=True):
             instruction = task.instruction_for(clip.id)
             prefix, suffix = self.prompt.ids(instruction)
             slot = self.prompt.slot_ids(instruction, transcript)
@@ -195,7 +195,7 @@ class Cascade(_LLMSystem):
         return [
             Answer(answer.text, answer.seconds + transcript.seconds)
             for answer, transcript in zip(
-                self.answer_texts(clips, texts, task), heard
+                self.answer_texts(clips, texts, task), heard, strict=True
             )
         ]
 
@@ -278,4 +278,4 @@ class WhisperAlone(System):
 def _answers(generations, began):
     """One line a row, and its share of the time since the batch began."""
     seconds = (time.perf_counter() - began) / max(1, len(generations))
-    return [Answer(" ".join(g.text.split()), seconds) for g in generations]
+    return [Answer(normalise_transcript(g.text), seconds) for g in generations]

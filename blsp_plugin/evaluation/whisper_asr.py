@@ -155,9 +155,7 @@ class WhisperASR(torch.nn.Module):
         features = features.to(self.device)
         # All 30 s are valid to Whisper; said aloud, it does not warn.
         mask = torch.ones_like(features[:, 0], dtype=torch.int64)
-        ids = self.model.generate(
-            features, attention_mask=mask, **self.spoken
-        )
+        ids = self.model.generate(features, attention_mask=mask, **self.spoken)
         texts = self.processor.batch_decode(ids, skip_special_tokens=True)
         texts = iter(texts)
         return [
@@ -200,7 +198,7 @@ class WhisperASR(torch.nn.Module):
             seconds = (time.perf_counter() - began) / len(new)
             records = [
                 {"id": c.id, "text": text, "seconds": seconds, "clip": c.key}
-                for c, text in zip(new, texts)
+                for c, text in zip(new, texts, strict=True)
             ]
             known.update((record["id"], record) for record in records)
             if self._records is not None:

@@ -6,8 +6,8 @@ word error rates, example clips, all predictions and ``metrics.json``.
 
 To run this recipe (after recipes/blsp/train.py):
 > python recipes/asr/evaluate.py hparams/asr.yaml
-> torchrun --nproc_per_node=2 recipes/asr/evaluate.py hparams/asr.yaml \
-      --device cpu --distributed_backend gloo
+> torchrun --standalone --nproc_per_node=2 recipes/asr/evaluate.py \
+      hparams/asr.yaml --device cpu --distributed_backend gloo
 
 Run it again to continue where it was stopped.
 

@@ -1,0 +1,95 @@
+"""A starter kit of tiny random models, and a project folder to run in.
+
+With ``BLSP_STARTER`` pointing at it the recipes run exactly as documented,
+without any override, in seconds.
+"""
+
+import json
+import os
+import shutil
+
+import soundfile
+from tests.tiny import tiny_corpus, tiny_llm, tiny_whisper
+from tests.training import ROOT
+
+from blsp_plugin.starter import PARTS
+
+
+def tiny_kit(folder):
+    """Build the parts that the recipes ask for by default.
+
+    Arguments
+    ---------
+    folder : pathlib.Path
+        Gets one folder a part.
+
+    Returns
+    -------
+    pathlib.Path
+    """
+    tiny_whisper(folder / "whisper-base")
+    tiny_llm(folder / "smollm2-135m-instruct")
+    tiny_corpus(folder / "corpus-en", n=6, n_eval=2)
+    for part in folder.iterdir():
+        files = {
+            name: os.path.getsize(part / name)
+            for name in os.listdir(part)
+            if (part / name).is_file()
+        }
+        marker = {"recipe": PARTS[part.name].recipe, "files": files}
+        (part / "COMPLETE.json").write_text(json.dumps(marker))
+    return folder
+
+
+def tiny_librispeech(corpus, folder):
+    """A LibriSpeech tree, in its true layout, of a tiny corpus' clips.
+
+    Arguments
+    ---------
+    corpus : SimpleNamespace
+        From `tiny_corpus`.
+    folder : pathlib.Path
+        Gets ``<split>/<speaker>/<chapter>/``.
+
+    Returns
+    -------
+    pathlib.Path
+    """
+    for split, source in (
+        ("train-clean-100", "train"),
+        ("dev-clean", "valid"),
+        ("test-clean", "test"),
+    ):
+        chapter = folder / split / "84" / "121123"
+        chapter.mkdir(parents=True)
+        lines = []
+        clips = sorted(os.listdir(os.path.join(corpus.data_root, source)))
+        for i, name in enumerate(clips[:4]):
+            path = os.path.join(corpus.data_root, source, name)
+            samples, rate = soundfile.read(path)
+            clip = f"84-121123-{i:04d}"
+            soundfile.write(chapter / f"{clip}.flac", samples, rate)
+            lines.append(f"{clip} GO DO YOU HEAR NUMBER {source.upper()} {i}")
+        text = "\n".join(lines) + "\n"
+        (chapter / "84-121123.trans.txt").write_text(text)
+    return folder
+
+
+def project_folder(folder):
+    """A folder with the project's recipes and hparams, and its own results.
+
+    Arguments
+    ---------
+    folder : pathlib.Path
+        Must not exist.
+
+    Returns
+    -------
+    pathlib.Path
+    """
+    folder.mkdir()
+    for name in ("recipes", "hparams", "docs"):
+        shutil.copytree(os.path.join(ROOT, name), folder / name)
+    for name in ("Makefile", "README.md"):
+        shutil.copy(os.path.join(ROOT, name), folder / name)
+    return folder

@@ -1,0 +1,57 @@
+"""Experiments: presets over bases, overrides, one-line errors."""
+
+import pytest
+
+from blsp_plugin.errors import BadInput
+from blsp_plugin.hparams import load_hparams
+
+BASE = """
+seed: 1
+counter: !new:collections.Counter
+    a: !ref <seed>
+name: base
+path: !ref <name>/<seed>
+data: {placeholder}
+"""
+
+
+@pytest.fixture
+def files(tmp_path):
+    (tmp_path / "base.yaml").write_text(BASE.format(placeholder="x"))
+    (tmp_path / "preset.yaml").write_text(
+        "base: base.yaml\nname: preset\ncounter:\n    b: 5\n"
+    )
+    return tmp_path
+
+
+def test_preset_over_base_and_command_line_over_preset(files):
+    hparams, base, overrides = load_hparams(
+        str(files / "preset.yaml"), "seed: 7"
+    )
+    assert hparams["path"] == "preset/7"
+    assert hparams["counter"] == {"a": 7, "b": 5}
+    # What the experiment folder keeps says the same as what was run.
+    again, _, _ = load_hparams(base, overrides)
+    assert again == hparams
+    assert load_hparams(str(files / "base.yaml"))[0]["path"] == "base/1"
+
+
+@pytest.mark.parametrize(
+    ["content", "overrides", "says"],
+    [
+        (None, "", "no such hyperparameter file"),
+        ("a: [1", "", "not a valid YAML"),
+        ("base: nowhere.yaml\na: 1", "", "no such"),
+        ("base: base.yaml\nnam: 1", "", "has no key 'nam'; did you mean name"),
+        ("base: base.yaml", "sed: 1", "has no key 'sed'; did you mean seed"),
+        (BASE.format(placeholder="!PLACEHOLDER"), "", "give --data"),
+        ("a: !include:gone.yaml", "", "no such file"),
+    ],
+)
+def test_wrong_yaml_is_one_line(files, content, overrides, says):
+    path = files / "wrong.yaml"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(BadInput, match=says) as caught:
+        load_hparams(str(path), overrides)
+    assert "\n" not in str(caught.value)
