@@ -7,7 +7,8 @@ Authors
  * The blsp_plugin team 2026
 """
 
-import torch
+from itertools import pairwise
+
 from torch import nn
 from torch.nn import functional
 
@@ -67,7 +68,7 @@ class ConvAdapter(nn.Module):
                 stride=2,
                 padding=kernel_size // 2,
             )
-            for width, following in zip(widths, widths[1:])
+            for width, following in pairwise(widths)
         )
         self.down = nn.Linear(output_size, bottleneck, bias=False)
         self.up = nn.Linear(bottleneck, output_size, bias=False)

@@ -5,9 +5,9 @@ What differs from SpeechBrain's own `Brain`, and why:
 * The loss is a sum over response tokens; the gradient is divided once, by the
   number of response tokens of all ranks and all accumulation steps. (The host
   averages means of micro-batches and drops the remainder of an epoch.)
-* No DDP wrapper: only the adapter learns, so its gradients are summed over the
-  ranks once a step. That is exact with any number of batches a rank, accumulates
-  without tricks, and no rank can hang because its batch was empty.
+* No DDP wrapper: only the adapter learns, so its gradients are summed over
+  the ranks once a step. That is exact with any number of batches a rank,
+  accumulates without tricks, and no rank hangs because its batch was empty.
 * Frozen parts get no optimizer state and no place in a checkpoint.
 * Validation is sharded over the ranks, and its sums are added up.
 
@@ -289,7 +289,8 @@ class AlignmentBrain(sb.Brain):
                 param.grad = torch.zeros_like(param)
         flat = torch.cat([param.grad.flatten() for param in params])
         flat = sum_over_ranks(flat) / tokens
-        for param, grad in zip(params, flat.split([p.numel() for p in params])):
+        parts = flat.split([param.numel() for param in params])
+        for param, grad in zip(params, parts, strict=True):
             param.grad.copy_(grad.view_as(param))
         self.lr_annealing(self.optimizer)
         super().optimizers_step()
@@ -350,7 +351,8 @@ class AlignmentBrain(sb.Brain):
         """Per-token means over all ranks."""
         sums = sum_over_ranks(self.sums.to(self.device)).tolist()
         tokens = max(1.0, sums[-1])
-        return {name: value / tokens for name, value in zip(SUMS, sums[:-1])}
+        means = [value / tokens for value in sums[:-1]]
+        return dict(zip(SUMS[:-1], means, strict=True))
 
     def metrics(self, start):
         """Numbers of a finished training, for ``metrics.json``.

@@ -122,7 +122,9 @@ def excerpt_hparams(path, overrides, keys=INFERENCE_KEYS):
         del tree[key]
     _drop_comments(tree)
     stream = io.StringIO()
-    stream.write("# Opens the models of this adapter (SpeechLLM.from_hparams)\n")
+    stream.write(
+        "# Opens this adapter: blsp_plugin.inference.SpeechLLM.from_hparams\n"
+    )
     yaml.dump(tree, stream)
     stream.write(
         "pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer\n"

@@ -186,7 +186,7 @@ class SpeechLLM(Pretrained):
         list of str
         """
         samples = (wav_lens * wavs.shape[1]).round().long().tolist()
-        clips = [wav[:n] for wav, n in zip(wavs, samples)]
+        clips = [wav[:n] for wav, n in zip(wavs, samples, strict=True)]
         instructions = [self.transcribe_instruction] * len(clips)
         return self.answer_batch(clips, instructions, **decoding)
 

@@ -5,7 +5,7 @@ frames (20 ms), then, after the adapter's stride-2 convolutions, speech tokens
 (160 ms with three of them, 6.25 per second).
 
 Every function takes an int or an integer tensor of any shape and returns the
-same kind. Lengths are absolute and integral; SpeechBrain's relative ``wav_lens``
+same kind. Lengths are absolute integers; SpeechBrain's relative ``wav_lens``
 refer to the longest clip of a batch and would round.
 
 Authors

@@ -59,7 +59,7 @@ class ResponseCrossEntropy:
 
         total = hidden.new_zeros((), dtype=torch.float32)
         for states, labels in zip(
-            hidden.split(self.chunk), targets.split(self.chunk)
+            hidden.split(self.chunk), targets.split(self.chunk), strict=True
         ):
             if states.requires_grad and len(targets) > self.chunk:
                 loss = checkpoint(

@@ -207,7 +207,8 @@ class BLSP(torch.nn.Module):
         """
         speech = self.embed_wavs(wavs)
         rows = []
-        for instruction, length in zip(instructions, speech.lengths.tolist()):
+        lengths = speech.lengths.tolist()
+        for instruction, length in zip(instructions, lengths, strict=True):
             prefix, suffix = prompt.ids(instruction)
             rows.append(Row(prefix, length, suffix))
         return self.generate(rows, speech, **decoding)

@@ -231,7 +231,7 @@ class Prompt:
 def _common(rows):
     """Longest common beginning of some lists."""
     same = []
-    for column in zip(*rows):
+    for column in zip(*rows, strict=False):
         if len(set(column)) > 1:
             break
         same.append(column[0])

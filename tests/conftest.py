@@ -8,18 +8,17 @@ import torch
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from blsp_plugin.adapters import ConvAdapter  # noqa: E402
+from blsp_plugin.encoder import WhisperEncoder  # noqa: E402
+from blsp_plugin.llm import FrozenLLM  # noqa: E402
+from blsp_plugin.model import BLSP  # noqa: E402
+from blsp_plugin.prompts import Prompt  # noqa: E402
 from tests.tiny import (  # noqa: E402
     tiny_corpus,
     tiny_llm,
     tiny_sentencepiece_llm,
     tiny_whisper,
 )
-
-from blsp_plugin.adapters import ConvAdapter  # noqa: E402
-from blsp_plugin.encoder import WhisperEncoder  # noqa: E402
-from blsp_plugin.llm import FrozenLLM  # noqa: E402
-from blsp_plugin.model import BLSP  # noqa: E402
-from blsp_plugin.prompts import Prompt  # noqa: E402
 
 
 @pytest.fixture(scope="session")

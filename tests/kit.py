@@ -9,10 +9,10 @@ import os
 import shutil
 
 import soundfile
-from tests.tiny import tiny_corpus, tiny_llm, tiny_whisper
-from tests.training import ROOT
 
 from blsp_plugin.starter import PARTS
+from tests.tiny import tiny_corpus, tiny_llm, tiny_whisper
+from tests.training import ROOT
 
 
 def tiny_kit(folder):

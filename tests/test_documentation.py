@@ -10,6 +10,7 @@ import sys
 import pytest
 import soundfile
 import yaml
+
 from tests.kit import project_folder, tiny_kit, tiny_librispeech
 from tests.tiny import tiny_corpus, tiny_llm, tiny_whisper
 from tests.training import ROOT

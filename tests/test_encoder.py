@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from tests.conftest import make_wavs
-from tests.tiny import tiny_whisper
 from torch.nn.utils.rnn import pad_sequence
 from transformers import WhisperFeatureExtractor, WhisperModel
 
 from blsp_plugin.encoder import WhisperEncoder
 from blsp_plugin.errors import BadInput
 from blsp_plugin.lengths import mel_frames
+from tests.conftest import make_wavs
+from tests.tiny import tiny_whisper
 
 
 def encode(encoder, wavs, extra=0):

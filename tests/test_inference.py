@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from tests.conftest import make_wavs
-from tests.tiny import tiny_llm
-from tests.training import ROOT
 
 from blsp_plugin.checkpoints import load_adapter, save_adapter
 from blsp_plugin.errors import BadInput
 from blsp_plugin.hparams import excerpt_hparams
 from blsp_plugin.inference import SpeechLLM
 from blsp_plugin.packing import Row, pack
+from tests.conftest import make_wavs
+from tests.tiny import tiny_llm
+from tests.training import ROOT
 
 INSTRUCTION = "What is said?"
 
@@ -49,7 +49,7 @@ def test_answers_are_the_models(speech_llm, prompt):
         wavs, [INSTRUCTION] * 3, prompt, max_new_tokens=9
     )
     assert texts == [answer.text for answer in expected]
-    for wav, text in zip(wavs, texts):
+    for wav, text in zip(wavs, texts, strict=True):
         assert speech_llm.answer(wav, INSTRUCTION, max_new_tokens=9) == text
 
 

@@ -2,15 +2,15 @@
 
 import pytest
 import torch
-from tests.conftest import make_wavs
 from torch.nn.utils.rnn import pad_sequence
 
-from blsp_plugin.llm import FrozenLLM
 from blsp_plugin.lengths import mel_frames
+from blsp_plugin.llm import FrozenLLM
 from blsp_plugin.losses import ResponseCrossEntropy, next_tokens
 from blsp_plugin.model import SpeechEmbeddings
 from blsp_plugin.packing import Row, pack
 from blsp_plugin.prompts import Prompt
+from tests.conftest import make_wavs
 
 INSTRUCTION = "Please repeat the following words."
 TEXTS = ["hello there", "it is", "the quick brown fox", "7", "no way out"]
@@ -39,7 +39,7 @@ def speech_rows(model, prompt, wavs):
             tuple(tokenizer(text, add_special_tokens=False)["input_ids"]),
             i % 2 == 0,
         )
-        for i, (wav, text) in enumerate(zip(wavs, TEXTS))
+        for i, (wav, text) in enumerate(zip(wavs, TEXTS, strict=True))
     ]
 
 
@@ -60,7 +60,9 @@ def test_batch_invariance(model, prompt):
     # The middle clip is 100 times louder than the others.
     wavs = make_wavs(SECONDS, loud=(2,))
     rows = speech_rows(model, prompt, wavs)
-    alone = [token_losses(model, [w], [r]) for w, r in zip(wavs, rows)]
+    alone = [
+        token_losses(model, [w], [r]) for w, r in zip(wavs, rows, strict=True)
+    ]
     texts = [
         model.answer([w], [INSTRUCTION], prompt, max_new_tokens=12)[0].ids
         for w in wavs
@@ -95,7 +97,7 @@ def test_batch_invariance(model, prompt):
 
 @pytest.mark.parametrize("folder", ["llm_folder", "sentencepiece_folder"])
 def test_text_in_slot_gives_zero_kl(model, folder, request):
-    """The transcript's own embeddings in the slots: the text prompt's logits."""
+    """Embeddings of the transcript in the slots: the text prompt's logits."""
     model.llm = FrozenLLM(request.getfixturevalue(folder))
     prompt = Prompt(model.llm.tokenizer)
     prefix, suffix = prompt.ids(INSTRUCTION)
@@ -119,7 +121,7 @@ def test_text_in_slot_gives_zero_kl(model, folder, request):
     assert (log_p.exp() * (log_p - log_q)).sum(-1).abs().max() < 1e-6
     assert torch.equal(one.hidden, two.hidden)
     # The text branch is the LLM itself, unpadded, one row at a time.
-    for row, text in zip(twins, TEXTS):
+    for row, text in zip(twins, TEXTS, strict=True):
         before, after = prompt.render(INSTRUCTION)
         whole = llm.tokenizer(before + text + after, add_special_tokens=False)[
             "input_ids"
@@ -169,7 +171,7 @@ def test_ce_matches_naive(model, prompt):
         hidden, targets = model(packed, model.embed_speech(mel, lengths))
         loss = ResponseCrossEntropy(chunk=chunk)(hidden, targets, llm)
         assert abs(loss.item() - naive.item()) < 1e-5 * naive.item()
-        for one, two in zip(gradients(loss), expected):
+        for one, two in zip(gradients(loss), expected, strict=True):
             assert (one - two).abs().max() < 1e-5 * two.abs().max().clamp(1)
         assert len(next_tokens(hidden, llm, chunk)) == len(targets)
 

@@ -7,6 +7,7 @@ import pytest
 import soundfile
 import torch
 from safetensors.torch import load_file
+
 from tests.tiny import tiny_llm
 from tests.training import ROOT, run_recipe, write_continuations
 
@@ -67,7 +68,7 @@ def test_outputs_of_a_run(finished):
     assert numbers["end.loss"] < numbers["start.loss"]
     assert 0 <= numbers["start.agreement"] <= 1
     assert numbers["end.text_loss"] > 0 and numbers["rejected"] == 0
-    assert all(isinstance(v, (int, float)) for v in numbers.values())
+    assert all(isinstance(v, int | float) for v in numbers.values())
 
 
 def test_resume_is_exact(finished, tiny, tmp_path):
@@ -78,7 +79,7 @@ def test_resume_is_exact(finished, tiny, tmp_path):
         "    - !new:tests.training.KillingLoss\n        calls: 8\n"
     )
     output = str(tmp_path / "killed")
-    arguments = dict(output_folder=output, ckpt_interval_minutes=0)
+    arguments = {"output_folder": output, "ckpt_interval_minutes": 0}
     killed = run_recipe(
         "blsp/train.py",
         killing,
@@ -125,9 +126,9 @@ def test_loss_normalisation_across_ranks(tiny, tmp_path):
         + "valid_data: !ref <train_data>\n"
     )
     runs = {
-        "ranks": dict(ranks=2, max_batch_rows=6),
-        "accumulated": dict(grad_accumulation_factor=2, max_batch_rows=6),
-        "double": dict(max_batch_rows=12),
+        "ranks": {"ranks": 2, "max_batch_rows": 6},
+        "accumulated": {"grad_accumulation_factor": 2, "max_batch_rows": 6},
+        "double": {"max_batch_rows": 12},
     }
     for name, options in runs.items():
         run_recipe(
@@ -173,7 +174,7 @@ def test_bad_clips_are_rejected_and_counted(tiny, tmp_path, llm_folder):
     soundfile.write(nan[:-5] + ".wav", broken, 16000, subtype="FLOAT")
     os.rename(nan[:-5] + ".wav", nan)
     os.remove(os.path.join(corpus.data_root, "train", "train-005.flac"))
-    arguments = dict(continuations=data, number_of_epochs=2)
+    arguments = {"continuations": data, "number_of_epochs": 2}
     output = str(tmp_path / "kept")
     run_recipe(
         "blsp/train.py",

@@ -8,11 +8,11 @@ import sys
 import pyarrow
 import pyarrow.parquet
 import torch
-from tests.conftest import make_wavs
 
 from blsp_plugin.data.manifest import read_manifest
 from blsp_plugin.llm import load_tokenizer
 from blsp_plugin.losses import ResponseCrossEntropy
+from tests.conftest import make_wavs
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
