@@ -153,6 +153,16 @@ def test_batch_size_changes_no_answer(task, systems, rows, tmp_path):
         assert len(set(alone)) > 1 or name in ("whisper", "cascade")
 
 
+def test_precision_is_a_setting(task, systems, rows, tmp_path, caplog):
+    evaluate(task, systems, tmp_path, rows[:4])
+    caplog.clear()
+    evaluate(task, systems, tmp_path, rows[:4], precision="bf16")
+    stale = [record.getMessage() for record in caplog.records]
+    assert len(stale) == 6  # five systems and Whisper's transcripts
+    assert all("made with another precision;" in line for line in stale)
+    assert len(predictions(tmp_path, "speechllm")) == 4
+
+
 def test_each_row_uses_same_prompt(task, systems, rows):
     task.paraphrases = ["Say it again.", "Repeat this:"]
     asked = {task.instruction_for(row["id"]) for row in rows}
@@ -341,7 +351,7 @@ def test_long_clips_are_transcribed_whole(asr):
 
 
 def test_whisper_languages(whisper_folder, tmp_path):
-    assert WhisperASR(whisper_folder, "french").spoken["language"] == "fr"
+    assert WhisperASR(whisper_folder, "french").decoding["language"] == "fr"
     with pytest.raises(BadInput, match="has no language 'klingon'"):
         WhisperASR(whisper_folder, "klingon")
     with pytest.raises(BadInput, match="cannot open this Whisper"):
@@ -355,7 +365,7 @@ def test_whisper_languages(whisper_folder, tmp_path):
     del config.lang_to_id, config.task_to_id
     config.save_pretrained(tmp_path)
     english = WhisperASR(tmp_path, "english", max_new_tokens=4)
-    assert english.spoken == {}
+    assert english.decoding == {"num_beams": 1}
     assert len(english.transcribe(make_wavs([0.5, 1.0]))) == 2
     with pytest.raises(BadInput, match="knows English only"):
         WhisperASR(tmp_path, "fr")

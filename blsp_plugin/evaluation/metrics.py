@@ -92,6 +92,7 @@ class ErrorRates(MetricStats):
         self.clear()
 
     def __repr__(self):
+        """Name the normaliser."""
         name = getattr(self.normaliser, "__name__", None)
         return f"ErrorRates({name or type(self.normaliser).__name__})"
 

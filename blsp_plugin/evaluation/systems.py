@@ -118,6 +118,7 @@ class _LLMSystem(System):
         self.prompt = prompt
 
     def settings(self):
+        """All that its answers depend on beside the task, a dict."""
         return {
             "llm": self.model.llm.fingerprint(),
             "llm dtype": str(self.model.llm.dtype),
@@ -159,9 +160,11 @@ class GoldTextLLM(_LLMSystem):
         self.language = language
 
     def settings(self):
+        """All that its answers depend on beside the task, a dict."""
         return {**super().settings(), "recase": self.language}
 
     def answer(self, clips, task):
+        """Answer to the gold transcripts, see `System.answer`."""
         texts = [recase(clip.text, self.language) for clip in clips]
         return self.answer_texts(clips, texts, task)
 
@@ -184,12 +187,15 @@ class Cascade(_LLMSystem):
         self.asr = asr
 
     def settings(self):
+        """All that its answers depend on beside the task, a dict."""
         return {**super().settings(), **self.asr.settings()}
 
     def open(self, folder, **settings):
+        """Keep the transcripts in a file of the folder."""
         self.asr.open(folder, **settings)
 
     def answer(self, clips, task):
+        """Answer to Whisper's transcripts, see `System.answer`."""
         heard = self.asr.hear(clips)
         texts = [transcript.text for transcript in heard]
         return [
@@ -215,6 +221,7 @@ class SpeechLLM(_LLMSystem):
         super().__init__(model, prompt, name, label)
 
     def settings(self):
+        """All that its answers depend on beside the task, a dict."""
         return {
             **super().settings(),
             "encoder": self.model.encoder.fingerprint(),
@@ -223,6 +230,7 @@ class SpeechLLM(_LLMSystem):
 
     @torch.no_grad()
     def answer(self, clips, task):
+        """Answer to the speech itself, see `System.answer`."""
         began = time.perf_counter()
         instructions = [task.instruction_for(clip.id) for clip in clips]
         wavs = [clip.wav for clip in clips]
@@ -266,12 +274,15 @@ class WhisperAlone(System):
         self.asr = asr
 
     def settings(self):
+        """All that its answers depend on beside the task, a dict."""
         return self.asr.settings()
 
     def open(self, folder, **settings):
+        """Keep the transcripts in a file of the folder."""
         self.asr.open(folder, **settings)
 
     def answer(self, clips, task):
+        """Give the transcripts, see `System.answer`."""
         return self.asr.hear(clips)
 
 

@@ -75,7 +75,7 @@ def split_at_pauses(wav):
 
 
 class WhisperASR(torch.nn.Module):
-    """Speech recognition by Whisper as transformers runs it, greedy.
+    """Speech recognition by Whisper as transformers runs it.
 
     Clips are padded to 30 s, as Whisper was trained; longer ones are cut at
     pauses. No temperature fallback and no timestamps.
@@ -87,6 +87,8 @@ class WhisperASR(torch.nn.Module):
     language : str, optional
         Spoken language ("en", "french"); detected clip by clip if not given.
         English-only models take "en" or nothing.
+    num_beams : int
+        1 is greedy; transformers' pipeline takes 5.
     max_new_tokens : int, optional
         For a piece of at most 30 s; half of the decoder's positions, as in
         OpenAI's code, when not given.
@@ -97,7 +99,7 @@ class WhisperASR(torch.nn.Module):
         If the model cannot be opened, or does not know the language.
     """
 
-    def __init__(self, source, language=None, max_new_tokens=None):
+    def __init__(self, source, language=None, num_beams=1, max_new_tokens=None):
         super().__init__()
         self.source = os.fspath(source)
         self.processor = open_pretrained(
@@ -112,7 +114,7 @@ class WhisperASR(torch.nn.Module):
         )
         self.requires_grad_(False)
         self.eval()
-        self.spoken = self._spoken(language)
+        self.decoding = {"num_beams": num_beams, **self._spoken(language)}
         # transformers' Whisper adds the tokens of its own prompt to this.
         # Given to `generate`, it would warn at every batch.
         self.model.generation_config.max_length = (
@@ -129,7 +131,7 @@ class WhisperASR(torch.nn.Module):
         """All that a transcript depends on, a dict."""
         return {
             "whisper": fingerprint_module(self.model),
-            "spoken": self.spoken,
+            "whisper decoding": self.decoding,
             "longest transcript": self.model.generation_config.max_length,
         }
 
@@ -149,13 +151,15 @@ class WhisperASR(torch.nn.Module):
         """
         clips = [split_at_pauses(wav) for wav in wavs]
         pieces = [piece.cpu().numpy() for clip in clips for piece in clip]
-        features = self.processor.feature_extractor(
-            pieces, sampling_rate=SAMPLE_RATE, return_tensors="pt"
-        ).input_features
-        features = features.to(self.device)
+        with torch.autocast("cpu", enabled=False):  # features stay float32
+            features = self.processor.feature_extractor(
+                pieces, sampling_rate=SAMPLE_RATE, return_tensors="pt"
+            ).input_features.to(self.device)
         # All 30 s are valid to Whisper; said aloud, it does not warn.
         mask = torch.ones_like(features[:, 0], dtype=torch.int64)
-        ids = self.model.generate(features, attention_mask=mask, **self.spoken)
+        ids = self.model.generate(
+            features, attention_mask=mask, **self.decoding
+        )
         texts = self.processor.batch_decode(ids, skip_special_tokens=True)
         texts = iter(texts)
         return [
