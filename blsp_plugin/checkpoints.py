@@ -7,24 +7,29 @@ Authors
  * The blsp_plugin team 2026
 """
 
+import errno
 import json
 import os
 import random
+import shutil
 
 import numpy
 import torch
 from safetensors.torch import load_file, save_file
 from speechbrain.utils.checkpoints import (
+    Checkpointer,
     mark_as_loader,
     mark_as_saver,
     register_checkpoint_hooks,
 )
+from speechbrain.utils.distributed import if_main_process
 
 from blsp_plugin.errors import BadInput
 from blsp_plugin.pretrained import open_pretrained
 
 __all__ = [
     "ADAPTER_FILES",
+    "AtomicCheckpointer",
     "BaseGuard",
     "RandomState",
     "SavedDict",
@@ -36,6 +41,75 @@ __all__ = [
 ]
 
 ADAPTER_FILES = ("adapter.json", "adapter.safetensors")
+
+
+class AtomicCheckpointer(Checkpointer):
+    """SpeechBrain's checkpointer, whose checkpoints are whole or not there.
+
+    The host writes a checkpoint's metadata first: one that was killed while
+    saving, or hit a full disk, would be chosen for the next start and fail.
+    Here a checkpoint gets its name when all of it is on the disk.
+
+    Arguments
+    ---------
+    *args, **kwargs
+        Those of `speechbrain.utils.checkpoints.Checkpointer`.
+    """
+
+    unfinished = "SAVING+"
+
+    def _new_checkpoint_dirpath(self):
+        path = super()._new_checkpoint_dirpath()
+        return path.with_name(self.unfinished + path.name)
+
+    def save_checkpoint(self, *args, **kwargs):
+        """Save, then give the checkpoint its name.
+
+        Arguments
+        ---------
+        *args, **kwargs
+            Those of the host.
+
+        Returns
+        -------
+        Checkpoint or None
+            None on other ranks than the main one.
+
+        Raises
+        ------
+        BadInput
+            If the disk is full. Earlier checkpoints are untouched.
+        """
+        folder = self.checkpoints_dir
+        if if_main_process():
+            for left in folder.glob(self.unfinished + "*"):
+                shutil.rmtree(left)
+        try:
+            checkpoint = super().save_checkpoint(*args, **kwargs)
+        except (OSError, RuntimeError) as error:
+            # torch reports a full disk as some failed write or other.
+            full = shutil.disk_usage(folder).free < 2**20
+            for left in folder.glob(self.unfinished + "*"):
+                shutil.rmtree(left)
+            if full or getattr(error, "errno", None) == errno.ENOSPC:
+                raise BadInput(
+                    f"{folder}: no space left on the disk for a checkpoint; "
+                    "free some and run the same command again to continue "
+                    "from the latest one"
+                ) from error
+            raise
+        if checkpoint is None:
+            return None
+        for path in checkpoint.path.iterdir():
+            with open(path, "rb") as stream:
+                os.fsync(stream.fileno())
+        name = checkpoint.path.name.removeprefix(self.unfinished)
+        final = checkpoint.path.rename(checkpoint.path.with_name(name))
+        paramfiles = {
+            key: final / file.name
+            for key, file in checkpoint.paramfiles.items()
+        }
+        return checkpoint._replace(path=final, paramfiles=paramfiles)
 
 
 @register_checkpoint_hooks

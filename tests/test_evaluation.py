@@ -297,6 +297,8 @@ def test_bad_clips_are_rejected(task, rows, tmp_path):
         assert sorted(parrot.seen) == sorted(good)
     with pytest.raises(BadInput, match="no clip is left"):
         evaluate(task, parrots, tmp_path / "none", rows[1:5])
+    with pytest.raises(BadInput, match="no clip is left"):
+        evaluate(task, parrots, tmp_path / "none", [])
 
 
 def test_each_clip_is_transcribed_once(task, systems, rows, tmp_path):

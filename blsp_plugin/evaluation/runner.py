@@ -70,6 +70,11 @@ class Evaluation:
         "fp32", "bf16" or "fp16" (autocast).
     progressbar : bool
         Whether to show one, on the main process.
+
+    Raises
+    ------
+    BadInput
+        If there is no such precision.
     """
 
     def __init__(
@@ -81,6 +86,10 @@ class Evaluation:
         precision="fp32",
         progressbar=True,
     ):
+        if precision not in ("fp32", "bf16", "fp16"):
+            raise BadInput(
+                f"eval_precision {precision!r}: give fp32, bf16 or fp16"
+            )
         self.task = task
         self.systems = {system.name: system for system in systems}
         self.folder = folder
@@ -123,9 +132,10 @@ class Evaluation:
         bad = {clip.id for clip in rejected}
         rows = [row for row in rows if row["id"] not in bad]
         if not rows:
+            why = f"; the first: {rejected[0].reason}" if rejected else ""
             raise BadInput(
-                f"{self.task.name}: no clip is left to evaluate; the first "
-                f"was rejected because: {rejected[0].reason}"
+                f"{self.task.name}: no clip is left to evaluate, all were "
+                f"rejected{why}"
             )
         for name, new in todo.items():
             new = [row for row in new if row["id"] not in bad]

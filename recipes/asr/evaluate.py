@@ -91,6 +91,9 @@ def main(argv):
         system.eval().to(run_opts["device"] or infer_device())
 
     manifest = dataio_prepare(hparams)
+    rejected_file = os.path.join(output_folder, "rejected.jsonl")
+    if if_main_process():
+        write_rejected(manifest.rejected, rejected_file)
     rows = manifest.rows
     if run_opts["debug"]:
         rows = rows[: run_opts["debug_batches"] * hparams["batch_size"]]
@@ -105,7 +108,6 @@ def main(argv):
     results = evaluation.run(rows)
 
     rejected = [*manifest.rejected, *results.rejected]
-    rejected_file = os.path.join(output_folder, "rejected.jsonl")
     if if_main_process():
         text = report(results, task, systems, hparams["examples"])
         with atomic_write(os.path.join(output_folder, "table.md")) as stream:

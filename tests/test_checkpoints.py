@@ -1,0 +1,79 @@
+"""Checkpoints: whole or not there."""
+
+import os
+import subprocess
+
+import pytest
+import torch
+from speechbrain.utils.checkpoints import Checkpointer
+
+from blsp_plugin.checkpoints import AtomicCheckpointer, SavedDict
+from blsp_plugin.errors import BadInput
+
+
+class Killed(BaseException):
+    """Stands for the moment of a kill: nothing may be cleaned up after it."""
+
+
+def checkpointer(folder, kind=AtomicCheckpointer, size=4):
+    layer = torch.nn.Linear(size, size)
+    facts = SavedDict(step=1)
+    return kind(folder, {"layer": layer, "facts": facts}), layer, facts
+
+
+def kill_while_saving(saver):
+    """Leave on the disk what a kill in the middle of a save leaves."""
+
+    def killed(obj, path):
+        raise Killed
+
+    saver.custom_save_hooks["facts"] = killed
+    with pytest.raises(Killed):
+        saver.save_checkpoint()
+    del saver.custom_save_hooks["facts"]
+
+
+def test_a_save_that_was_killed_is_no_checkpoint(tmp_path):
+    # The host's own checkpointer would choose the half one.
+    saver, _, _ = checkpointer(tmp_path / "host", Checkpointer)
+    saver.save_checkpoint()
+    kill_while_saving(saver)
+    with pytest.raises((KeyError, RuntimeError)):
+        checkpointer(tmp_path / "host", Checkpointer)[0].recover_if_possible()
+
+    saver, layer, facts = checkpointer(tmp_path / "ours")
+    saver.save_checkpoint(meta={"loss": 1.0})
+    weight = layer.weight.detach().clone()
+    kill_while_saving(saver)
+    again, other, facts = checkpointer(tmp_path / "ours")
+    facts["step"] = 5
+    found = again.recover_if_possible(min_key="loss")
+    assert found.meta["loss"] == 1.0
+    assert torch.equal(other.weight, weight) and facts == {"step": 1}
+    again.save_and_keep_only(num_to_keep=1)
+    names = os.listdir(tmp_path / "ours")
+    assert len(names) == 1 and names[0].startswith("CKPT+")
+
+
+def test_full_disk_keeps_the_last_checkpoint(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", str(disk)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("mounting needs root")
+    try:
+        saver, layer, _ = checkpointer(disk, size=500)  # a megabyte
+        saver.save_checkpoint()
+        weight = layer.weight.detach().clone()
+        torch.nn.init.zeros_(layer.weight)
+        with pytest.raises(BadInput, match="no space left") as caught:
+            saver.save_checkpoint()
+        assert str(disk) in str(caught.value)
+        assert "\n" not in str(caught.value)
+        again, other, _ = checkpointer(disk, size=500)
+        again.recover_if_possible()
+        assert torch.equal(other.weight, weight)
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
