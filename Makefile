@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-PYTHON_SOURCES := blsp_plugin recipes tests benchmarks setup.py
+PYTHON_SOURCES := blsp_plugin recipes tests setup.py
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -51,5 +51,5 @@ lint: $(STAMP) ## Check style: ruff, yamllint, codespell
 clean: ## Remove the environment, caches and results (not the starter kit)
 	rm -rf $(VENV) results build dist *.egg-info \
 	    .pytest_cache .ruff_cache
-	find blsp_plugin recipes tests benchmarks -name __pycache__ \
+	find blsp_plugin recipes tests -name __pycache__ \
 	    -type d -prune -exec rm -rf {} +

@@ -22,7 +22,6 @@ import sys
 from functools import partial
 
 import speechbrain as sb
-import torch
 from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 
@@ -122,7 +121,7 @@ def main(argv):
     validate = partial(brain.evaluate, valid_set)
     if not os.path.exists(start_file):
         validate(test_loader_kwargs={**valid_options})
-        if if_main_process():
+        if if_main_process() and not brain.debug:
             write_json(start_file, brain.valid_stats)
     brain.fit(
         hparams["epoch_counter"],
@@ -133,6 +132,8 @@ def main(argv):
     )
     # The best checkpoint becomes the adapter; its stats are the result.
     validate(min_key="loss", test_loader_kwargs={**valid_options})
+    if brain.debug:
+        return
     model = brain.model
     facts = {"whisper": model.encoder.source, "llm": model.llm.source}
     if if_main_process():
@@ -156,5 +157,4 @@ def write_json(path, content):
 
 
 if __name__ == "__main__":
-    torch.set_float32_matmul_precision("high")
     main(sys.argv[1:])
