@@ -23,7 +23,11 @@ from blsp_plugin.lengths import (
     frames_mask,
     mel_frames,
 )
-from blsp_plugin.pretrained import fingerprint_module, open_pretrained
+from blsp_plugin.pretrained import (
+    fingerprint_module,
+    fingerprint_text,
+    open_pretrained,
+)
 
 __all__ = ["LogMel", "WhisperEncoder"]
 
@@ -208,7 +212,12 @@ class WhisperEncoder(torch.nn.Module):
         return encoder.layer_norm(hidden).float()
 
     def fingerprint(self):
-        """Short name of these weights, 16 hexadecimal digits."""
+        """Short name of what makes the states, 16 hexadecimal digits.
+
+        An adapter trained on 30-s padding hears other states without it.
+        """
         if self._fingerprint is None:
-            self._fingerprint = fingerprint_module(self.encoder)
+            self._fingerprint = fingerprint_text(
+                fingerprint_module(self.encoder), str(self.pad_to_30s)
+            )
         return self._fingerprint

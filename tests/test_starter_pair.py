@@ -116,9 +116,8 @@ def test_text_twin_behaves_as_the_llm_does(pair):
 
 def test_text_twin_ids_match_on_starter_tokenizers(kit):
     """Byte-level BPE (SmolLM2) and SentencePiece-like (Gemma-3)."""
-    from tests.test_prompts import TRANSCRIPTS
-
     from blsp_plugin.llm import load_tokenizer
+    from tests.test_prompts import TRANSCRIPTS
 
     few_shot = "{instruction}\nText: cat\nOut: chat\nText: {speech}\nOut:"
     for folder, options in (

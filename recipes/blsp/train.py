@@ -50,14 +50,17 @@ def dataio_prepare(hparams, brain):
     llm = model.llm
     collate = Collate(llm.tokenizer.pad_token_id, llm.eos_id)
     data = {}
-    for split, budget in (
-        ("train", hparams["max_batch_tokens"]),
-        ("valid", hparams["valid_batch_tokens"]),
+    for split, path, budget, window in (
+        (
+            "train",
+            hparams["train_data"],
+            hparams["max_batch_tokens"],
+            brain.grad_accumulation_factor,
+        ),
+        ("valid", hparams["valid_data"], hparams["valid_batch_tokens"], 1),
     ):
-        table = open_continuations(
-            hparams[f"{split}_data"],
-            os.path.join(hparams["output_folder"], "arrow"),
-        )
+        arrow = os.path.join(hparams["output_folder"], "arrow")
+        table = open_continuations(path, cache_dir=arrow)
         sampler = TokenBudgetSampler(
             row_lengths(table, prompt, model.speech_tokens),
             budget,
@@ -66,9 +69,7 @@ def dataio_prepare(hparams, brain):
             seed=hparams["seed"],
             rank=rank,
             world_size=world_size,
-            batches_per_step=world_size * brain.grad_accumulation_factor
-            if split == "train"
-            else world_size,
+            batches_per_step=world_size * window,
         )
         logger.info(
             "%s: %d rows in %d batches, %.1f %% of positions are padding",
@@ -77,19 +78,20 @@ def dataio_prepare(hparams, brain):
             len(sampler) * world_size,
             100 * sampler.padding_ratio,
         )
-        dataset = continuation_dataset(
-            table,
-            prompt,
-            model.encoder.mel,
-            model.speech_tokens,
-            twins=split == "valid",
+        data[split] = (
+            continuation_dataset(
+                table,
+                prompt,
+                model.encoder.mel,
+                model.speech_tokens,
+                twins=split == "valid",
+            ),
+            {
+                "batch_sampler": sampler,
+                "collate_fn": collate,
+                "num_workers": hparams["num_workers"],
+            },
         )
-        options = {
-            "batch_sampler": sampler,
-            "collate_fn": collate,
-            "num_workers": hparams["num_workers"],
-        }
-        data[split] = (dataset, options)
     return data
 
 
