@@ -34,10 +34,11 @@ from blsp_plugin.data.manifest import (
     check_rejected,
     write_rejected,
 )
+from blsp_plugin.distributed import ranks, sum_over_ranks
 from blsp_plugin.losses import next_tokens
 from blsp_plugin.model import BLSP, ResponseStates
 
-__all__ = ["AlignmentBrain", "Predictions", "ranks"]
+__all__ = ["AlignmentBrain", "Predictions"]
 
 logger = get_logger(__name__)
 
@@ -58,27 +59,6 @@ class Predictions(NamedTuple):
 
     speech: ResponseStates
     text: ResponseStates
-
-
-def ranks():
-    """This process's rank and the number of processes.
-
-    Returns
-    -------
-    rank : int
-    world_size : int
-    """
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        distributed = torch.distributed
-        return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1
-
-
-def sum_over_ranks(tensor):
-    """Add a tensor up over all processes, in place."""
-    if ranks()[1] > 1:
-        torch.distributed.all_reduce(tensor)
-    return tensor
 
 
 class AlignmentBrain(sb.Brain):
@@ -103,12 +83,15 @@ class AlignmentBrain(sb.Brain):
         self.rejected = {}
         self.rows = {}
         self.train_stats = SavedDict()
+        # What this epoch has added up so far, over all its restarts.
+        self.running = SavedDict(loss=0.0, tokens=0, seconds=0.0, elapsed=0.0)
         self.valid_stats = {}
         self.base = base_fingerprints(self.model, self.hparams.prompt)
         if self.checkpointer is not None:
             self.checkpointer.add_recoverable("base", BaseGuard(self.base))
             self.checkpointer.add_recoverable("random", RandomState())
             self.checkpointer.add_recoverable("train_stats", self.train_stats)
+            self.checkpointer.add_recoverable("running", self.running)
 
     def _assemble(self):
         modules = self.modules
@@ -266,12 +249,17 @@ class AlignmentBrain(sb.Brain):
             if torch.isfinite(loss):
                 self.scaler.scale(loss).backward()
                 self.window_tokens += tokens
-                self.seconds += batch.seconds
+                self.running["loss"] += loss.item()
+                self.running["tokens"] += tokens
+                self.running["seconds"] += batch.seconds
             else:
                 logger.warning("Loss is not finite on rows %s", batch.ids)
                 self.check_loss_isfinite(loss)
         if should_step:
             self.optimizers_step()
+        now = time.monotonic()
+        self.running["elapsed"] += now - self.clock
+        self.clock = now
         self.on_fit_batch_end(batch, outputs, loss, should_step)
         return loss.detach().cpu() / max(1, tokens)
 
@@ -307,21 +295,26 @@ class AlignmentBrain(sb.Brain):
 
     def on_stage_start(self, stage, epoch=None):
         """Reset what the stage adds up."""
-        self.stage_started = time.monotonic()
         if stage == sb.Stage.TRAIN:
-            self.seconds = 0.0
+            self.clock = time.monotonic()
             self.window_tokens = 0
+            if self.step == 0:  # else an epoch goes on
+                self.running.update(dict.fromkeys(self.running, 0))
         else:
             self.sums = torch.zeros(len(SUMS), dtype=torch.float64)
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
         """Log the stage; after validation, keep the best checkpoint."""
-        elapsed = time.monotonic() - self.stage_started
         if stage == sb.Stage.TRAIN:
-            seconds = torch.tensor(self.seconds, device=self.device)
-            rate = float(sum_over_ranks(seconds)) / elapsed
-            self.train_stats["loss"] = stage_loss
-            self.train_stats["audio_seconds_per_second"] = rate
+            sums = [self.running[k] for k in ("loss", "tokens", "seconds")]
+            sums = torch.tensor(sums, dtype=torch.float64)
+            loss, tokens, seconds = sum_over_ranks(
+                sums.to(self.device)
+            ).tolist()
+            self.train_stats["loss"] = loss / max(1, tokens)
+            self.train_stats["audio_seconds_per_second"] = (
+                seconds / self.running["elapsed"]
+            )
             return
         self.valid_stats = self._validation_stats()
         logger_stats = {

@@ -25,6 +25,7 @@ from speechbrain.utils.checkpoints import (
 from speechbrain.utils.distributed import if_main_process
 
 from blsp_plugin.errors import BadInput
+from blsp_plugin.files import write_json
 from blsp_plugin.pretrained import open_pretrained
 
 __all__ = [
@@ -285,10 +286,8 @@ def save_adapter(model, prompt, folder, **facts):
     base = base_fingerprints(model, prompt)
     path, weights_path = (os.path.join(folder, f) for f in ADAPTER_FILES)
     save_file(weights, weights_path + ".tmp")
-    with open(path + ".tmp", "w", encoding="utf-8") as stream:
-        json.dump({"base": base, **facts}, stream, indent=2)
-    for file in (weights_path, path):
-        os.replace(file + ".tmp", file)
+    os.replace(weights_path + ".tmp", weights_path)
+    write_json({"base": base, **facts}, path)
 
 
 def load_adapter(model, prompt, folder):

@@ -11,13 +11,13 @@ import soundfile
 
 from blsp_plugin.data.manifest import (
     Rejected,
-    atomic_write,
     check_rejected,
     read_manifest,
     write_csv,
     write_rejected,
 )
 from blsp_plugin.errors import BadInput
+from blsp_plugin.files import atomic_write
 
 HEADER = "ID,duration,wav,spk_id,wrd\n"
 

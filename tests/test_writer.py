@@ -16,10 +16,10 @@ from blsp_plugin.continuation.writer import (
     hash_rows,
     read_shard,
     scan_shards,
-    write_json,
     write_table,
 )
 from blsp_plugin.errors import BadInput, one_line_errors
+from blsp_plugin.files import write_json
 
 CONTINUE = Behaviour("continue", "Go on.")
 REPEAT = Behaviour("repeat", "Say it.", share=0.5)

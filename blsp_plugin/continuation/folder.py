@@ -21,11 +21,10 @@ from blsp_plugin.continuation.writer import (
     check_settings,
     hash_rows,
     scan_shards,
-    write_json,
-    write_jsonl,
     write_table,
 )
 from blsp_plugin.data.manifest import check_rejected
+from blsp_plugin.files import write_json, write_jsonl
 
 __all__ = ["OutputFolder"]
 

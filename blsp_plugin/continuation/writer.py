@@ -12,7 +12,6 @@ Authors
 
 import collections
 import contextlib
-import errno
 import fcntl
 import hashlib
 import json
@@ -24,20 +23,17 @@ import pyarrow.parquet
 from speechbrain.utils.logger import get_logger
 
 from blsp_plugin.continuation.behaviours import row_key
-from blsp_plugin.data.manifest import atomic_write
 from blsp_plugin.errors import BadInput
+from blsp_plugin.files import disk_errors
 
 __all__ = [
     "COLUMNS",
     "Shard",
     "check_settings",
-    "disk_errors",
     "hash_rows",
     "read_shard",
     "scan_shards",
     "shard_path",
-    "write_json",
-    "write_jsonl",
     "write_table",
 ]
 
@@ -59,29 +55,6 @@ COLUMNS = pyarrow.schema(
     ]
 )
 _ROW_GROUP = 8192
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-@contextlib.contextmanager
-def disk_errors(path):
-    """Name the file in the error of a full disk (or quota, or size limit).
-
-    Arguments
-    ---------
-    path : str
-        What is being written.
-
-    Raises
-    ------
-    OSError
-        ENOSPC with the file's name, which `one_line_errors` shows.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        raise OSError(errno.ENOSPC, os.strerror(error.errno), path) from error
 
 
 class Shard:
@@ -270,36 +243,6 @@ def hash_rows(rows, keys):
     return digest.hexdigest()[:16]
 
 
-def write_json(value, path):
-    """Write a JSON file that appears whole or not at all.
-
-    Arguments
-    ---------
-    value : dict
-        What to write.
-    path : str
-        The file.
-    """
-    with disk_errors(path), atomic_write(path) as stream:
-        json.dump(value, stream, indent=2, ensure_ascii=False)
-        stream.write("\n")
-
-
-def write_jsonl(records, path):
-    """Write a file of JSON lines that appears whole or not at all.
-
-    Arguments
-    ---------
-    records : iterable of dict
-        One a line.
-    path : str
-        The file.
-    """
-    with disk_errors(path), atomic_write(path) as stream:
-        for record in records:
-            stream.write(json.dumps(record, ensure_ascii=False) + "\n")
-
-
 def check_settings(path, settings):
     """Let a folder hold the work of one set of settings only.
 
@@ -318,6 +261,7 @@ def check_settings(path, settings):
     Example
     -------
     >>> path = getfixture("tmp_path") / "settings.json"
+    >>> from blsp_plugin.files import write_json
     >>> write_json({"llm": "a", "seed": 1}, path)
     >>> check_settings(path, {"llm": "a", "seed": 2})  # doctest: +ELLIPSIS
     Traceback (most recent call last):

@@ -16,12 +16,12 @@ from speechbrain.utils.logger import get_logger
 from blsp_plugin.data.audio import probe_many
 from blsp_plugin.data.manifest import (
     Rejected,
-    atomic_write,
     check_rejected,
     write_csv,
     write_rejected,
 )
 from blsp_plugin.errors import BadInput
+from blsp_plugin.files import write_json
 
 __all__ = ["COLUMNS", "find_splits", "prepare_librispeech"]
 
@@ -211,5 +211,4 @@ def prepare_librispeech(
         write_csv(rows, save_folder / f"{name}.csv", COLUMNS)
         logger.info("%s.csv: %d clips", save_folder / name, len(rows))
     # Last, so that a half-made set of files does not count as done.
-    with atomic_write(save_folder / STAMP) as stream:
-        json.dump(order, stream)
+    write_json(order, save_folder / STAMP)

@@ -7,9 +7,7 @@ Authors
  * The blsp_plugin team 2026
 """
 
-import contextlib
 import csv
-import json
 import math
 import os
 from typing import NamedTuple
@@ -19,11 +17,11 @@ from speechbrain.utils.logger import get_logger
 from blsp_plugin.data.audio import probe_many
 from blsp_plugin.data.text import normalise_transcript
 from blsp_plugin.errors import BadInput
+from blsp_plugin.files import atomic_write, write_jsonl
 
 __all__ = [
     "Manifest",
     "Rejected",
-    "atomic_write",
     "check_rejected",
     "read_manifest",
     "write_csv",
@@ -304,43 +302,6 @@ def read_manifest(
     return Manifest([row for _, row in numbered], rejected)
 
 
-@contextlib.contextmanager
-def atomic_write(path):
-    """Open ``path`` for writing text so that it appears whole or not at all.
-
-    Arguments
-    ---------
-    path : str or os.PathLike
-        The file to write; its folder is made if need be.
-
-    Yields
-    ------
-    file object
-        UTF-8, newlines as given.
-
-    Example
-    -------
-    >>> path = getfixture("tmp_path") / "note.txt"
-    >>> with atomic_write(path) as stream:
-    ...     _ = stream.write("done")
-    >>> path.read_text()
-    'done'
-    """
-    path = os.fspath(path)
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    temporary = f"{path}.{os.getpid()}.tmp"
-    try:
-        with open(temporary, "w", encoding="utf-8", newline="") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(temporary)
-        raise
-
-
 def write_csv(rows, path, columns):
     """Write rows as a CSV that the toolkit reads, atomically.
 
@@ -388,10 +349,7 @@ def write_rejected(rejected, path):
     >>> path.read_text()
     '{"id": "a", "file": "a.csv", "row": 2, "reason": "empty wav"}\n'
     """
-    with atomic_write(path) as stream:
-        for bad in rejected:
-            line = json.dumps(bad._asdict(), ensure_ascii=False)
-            stream.write(line + "\n")
+    write_jsonl((bad._asdict() for bad in rejected), path)
 
 
 def check_rejected(

@@ -12,13 +12,13 @@ import glob
 import json
 import os
 
-import torch
 from speechbrain.utils.distributed import ddp_barrier, run_on_main
 from speechbrain.utils.logger import get_logger
 
-from blsp_plugin.data.manifest import atomic_write
+from blsp_plugin.distributed import ranks
+from blsp_plugin.files import atomic_write
 
-__all__ = ["Records", "rank_and_size"]
+__all__ = ["Records"]
 
 logger = get_logger(__name__)
 
@@ -61,7 +61,7 @@ class Records:
         records : list of dict
             JSON values; each has an ``id``.
         """
-        rank, _ = rank_and_size()
+        rank, _ = ranks()
         path = f"{self.path}.rank{rank}" if rank else self.path
         with open(path, "a", encoding="utf-8", newline="") as stream:
             if stream.tell() == 0:
@@ -122,20 +122,6 @@ class Records:
             ", ".join(changed),
             stale,
         )
-
-
-def rank_and_size():
-    """This process' place among those of a distributed run.
-
-    Returns
-    -------
-    rank : int
-    size : int
-        0 and 1 when there is only this one.
-    """
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1
 
 
 def _line(record):

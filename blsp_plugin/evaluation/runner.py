@@ -4,7 +4,6 @@ Authors
  * The blsp_plugin team 2026
 """
 
-import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -16,10 +15,12 @@ from speechbrain.utils.logger import get_logger
 from tqdm import tqdm
 
 from blsp_plugin.data.audio import read_speech
-from blsp_plugin.data.manifest import Rejected, atomic_write
+from blsp_plugin.data.manifest import Rejected
+from blsp_plugin.distributed import ranks
 from blsp_plugin.errors import BadInput
-from blsp_plugin.evaluation.records import Records, rank_and_size
+from blsp_plugin.evaluation.records import Records
 from blsp_plugin.evaluation.systems import Clip
+from blsp_plugin.files import atomic_write, write_json
 from blsp_plugin.pretrained import fingerprint_text
 
 __all__ = ["Evaluation", "Results"]
@@ -96,7 +97,7 @@ class Evaluation:
         self.predictions = os.path.join(folder, "predictions")
         self.batch_size = batch_size
         self.precision = precision
-        self.rank, self.size = rank_and_size()
+        self.rank, self.size = ranks()
         self.quiet = not progressbar or self.rank > 0
 
     def run(self, rows):
@@ -259,8 +260,7 @@ class Evaluation:
         }
         flat[f"{self.task.name}.clips"] = len(clips)
         flat[f"{self.task.name}.rejected"] = len(rejected)
-        with atomic_write(os.path.join(self.folder, "metrics.json")) as stream:
-            json.dump(flat, stream, indent=2)
+        write_json(flat, os.path.join(self.folder, "metrics.json"))
         return results
 
     def _figures(self, name, answers):

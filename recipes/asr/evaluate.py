@@ -29,7 +29,6 @@ from speechbrain.utils.logger import get_logger
 from blsp_plugin.checkpoints import load_adapter
 from blsp_plugin.data.corpora import prepare_corpus
 from blsp_plugin.data.manifest import (
-    atomic_write,
     check_rejected,
     read_manifest,
     write_rejected,
@@ -37,6 +36,7 @@ from blsp_plugin.data.manifest import (
 from blsp_plugin.errors import one_line_errors
 from blsp_plugin.evaluation.report import report
 from blsp_plugin.evaluation.runner import Evaluation
+from blsp_plugin.files import atomic_write
 from blsp_plugin.hparams import load_hparams
 
 logger = get_logger(__name__)

@@ -25,7 +25,7 @@ import speechbrain as sb
 from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 
-from blsp_plugin.brain import AlignmentBrain, ranks
+from blsp_plugin.brain import AlignmentBrain
 from blsp_plugin.checkpoints import check_provenance, save_adapter
 from blsp_plugin.data.dataset import (
     Collate,
@@ -34,7 +34,9 @@ from blsp_plugin.data.dataset import (
     row_lengths,
 )
 from blsp_plugin.data.sampler import TokenBudgetSampler
+from blsp_plugin.distributed import ranks
 from blsp_plugin.errors import one_line_errors
+from blsp_plugin.files import atomic_write, write_json
 from blsp_plugin.hparams import excerpt_hparams, load_hparams
 
 logger = get_logger(__name__)
@@ -124,7 +126,7 @@ def main(argv):
     if not os.path.exists(start_file):
         validate(test_loader_kwargs={**valid_options})
         if if_main_process() and not brain.debug:
-            write_json(start_file, brain.valid_stats)
+            write_json(brain.valid_stats, start_file)
     brain.fit(
         hparams["epoch_counter"],
         train_set,
@@ -143,19 +145,12 @@ def main(argv):
             model, hparams["prompt"], hparams["adapter_folder"], **facts
         )
         path = os.path.join(hparams["adapter_folder"], "hyperparams.yaml")
-        with open(path, "w", encoding="utf-8") as stream:
+        with atomic_write(path) as stream:
             stream.write(excerpt_hparams(hparams_file, overrides))
         with open(start_file, encoding="utf-8") as stream:
             metrics = brain.metrics(json.load(stream))
-        write_json(
-            os.path.join(hparams["output_folder"], "metrics.json"), metrics
-        )
-
-
-def write_json(path, content):
-    """Write a JSON file."""
-    with open(path, "w", encoding="utf-8") as stream:
-        json.dump(content, stream, indent=2)
+        path = os.path.join(hparams["output_folder"], "metrics.json")
+        write_json(metrics, path)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from blsp_plugin.continuation.writer import Shard, shard_path
 from blsp_plugin.data.corpora import prepare_corpus
 from blsp_plugin.data.manifest import read_manifest
 from blsp_plugin.data.text import recase
+from blsp_plugin.distributed import ranks, sum_over_ranks
 from blsp_plugin.errors import one_line_errors
 from blsp_plugin.hparams import load_hparams
 
@@ -68,9 +69,7 @@ def read_splits(hparams, debug):
 
 def generate(continuation, output, done, run_opts):
     """Write what is missing; return rows and tokens of all processes."""
-    ddp = torch.distributed.is_initialized()
-    rank = torch.distributed.get_rank() if ddp else 0
-    world = torch.distributed.get_world_size() if ddp else 1
+    rank, world = ranks()
     counts = torch.zeros(2, dtype=torch.int64, device=run_opts["device"])
     start = time.time()
     for split, rows in output.splits.items():
@@ -91,9 +90,7 @@ def generate(continuation, output, done, run_opts):
                 bar.update(min(len(records) * world, bar.total - bar.n))
                 speed = counts[1].item() * world / (time.time() - start)
                 bar.set_postfix_str(f"{speed:.0f} tokens/s")
-    if ddp:
-        torch.distributed.all_reduce(counts)
-    return counts.tolist()
+    return sum_over_ranks(counts).tolist()
 
 
 @one_line_errors
