@@ -43,6 +43,7 @@ class ConvAdapter(nn.Module):
 
     Example
     -------
+    >>> import torch
     >>> adapter = ConvAdapter(32, 64, bottleneck=16)
     >>> speech, lengths = adapter(torch.rand(2, 50, 32), torch.tensor([50, 9]))
     >>> speech.shape, lengths.tolist()

@@ -323,9 +323,7 @@ def test_records_of_several_processes(tmp_path, monkeypatch):
     path = tmp_path / "a.jsonl"
     records = Records(path, {"llm": "x"})
     records.append([{"id": "1"}])
-    monkeypatch.setattr(
-        "blsp_plugin.evaluation.records.rank_and_size", lambda: (1, 2)
-    )
+    monkeypatch.setattr("blsp_plugin.evaluation.records.ranks", lambda: (1, 2))
     records.append([{"id": "2"}])
     monkeypatch.undo()
     assert len(path.read_text().splitlines()) == 2

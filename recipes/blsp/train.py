@@ -43,10 +43,7 @@ logger = get_logger(__name__)
 
 
 def dataio_prepare(hparams, brain):
-    """Open the continuations and say how they become batches.
-
-    Returns ``(dataset, loader options)`` under "train" and "valid".
-    """
+    """Open the continuations: (dataset, loader options) of each split."""
     rank, world_size = ranks()
     model, prompt = brain.model, hparams["prompt"]
     llm = model.llm
@@ -73,13 +70,8 @@ def dataio_prepare(hparams, brain):
             world_size=world_size,
             batches_per_step=world_size * window,
         )
-        logger.info(
-            "%s: %d rows in %d batches, %.1f %% of positions are padding",
-            split,
-            len(table),
-            len(sampler) * world_size,
-            100 * sampler.padding_ratio,
-        )
+        facts = (split, len(table), len(sampler) * world_size)
+        logger.info("%s: %d rows in %d batches", *facts)
         data[split] = (
             continuation_dataset(
                 table,
