@@ -29,7 +29,7 @@ def tiny_kit(folder):
     """
     tiny_whisper(folder / "whisper-base")
     tiny_llm(folder / "smollm2-135m-instruct")
-    tiny_corpus(folder / "corpus-en", n=6, n_eval=2)
+    tiny_corpus(folder / "corpus-en", n=8, n_eval=8)
     for part in folder.iterdir():
         files = {
             name: os.path.getsize(part / name)
@@ -88,8 +88,6 @@ def project_folder(folder):
     pathlib.Path
     """
     folder.mkdir()
-    for name in ("recipes", "hparams", "docs"):
+    for name in ("recipes", "hparams"):
         shutil.copytree(os.path.join(ROOT, name), folder / name)
-    for name in ("Makefile", "README.md"):
-        shutil.copy(os.path.join(ROOT, name), folder / name)
     return folder
