@@ -22,7 +22,7 @@ from speechbrain.utils.checkpoints import (
     mark_as_saver,
     register_checkpoint_hooks,
 )
-from speechbrain.utils.distributed import if_main_process
+from speechbrain.utils.distributed import ddp_barrier, if_main_process
 
 from blsp_plugin.errors import BadInput
 from blsp_plugin.files import write_json
@@ -99,17 +99,21 @@ class AtomicCheckpointer(Checkpointer):
                     "from the latest one"
                 ) from error
             raise
-        if checkpoint is None:
-            return None
+        if checkpoint is not None:
+            checkpoint = self._finish(checkpoint)
+        # Every rank lists the checkpoints next, and must find the same ones.
+        ddp_barrier()
+        return checkpoint
+
+    def _finish(self, checkpoint):
+        """Bring a saved checkpoint to the disk and give it its name."""
         for path in checkpoint.path.iterdir():
             with open(path, "rb") as stream:
                 os.fsync(stream.fileno())
         name = checkpoint.path.name.removeprefix(self.unfinished)
         final = checkpoint.path.rename(checkpoint.path.with_name(name))
-        paramfiles = {
-            key: final / file.name
-            for key, file in checkpoint.paramfiles.items()
-        }
+        files = checkpoint.paramfiles.items()
+        paramfiles = {key: final / file.name for key, file in files}
         return checkpoint._replace(path=final, paramfiles=paramfiles)
 
 

@@ -15,12 +15,14 @@ import yaml
 from speechbrain import parse_arguments
 
 from blsp_plugin.continuation import filters as flt
+from blsp_plugin.continuation import greedy
 from blsp_plugin.continuation.behaviours import Behaviour, assign, row_key
 from blsp_plugin.continuation.engines import HFEngine, Request
 from blsp_plugin.continuation.pipeline import Continuation
 from blsp_plugin.continuation.writer import Shard, read_shard, scan_shards
 from blsp_plugin.errors import BadInput
 from blsp_plugin.llm import FrozenLLM, Generation
+from blsp_plugin.packing import Row, pack
 from blsp_plugin.prompts import Prompt
 from tests.tiny import SENTENCES, tiny_corpus
 
@@ -126,6 +128,47 @@ def test_batched_texts_equal_one_at_a_time(family, request):
         limit = 12 if key.endswith("continue") else 16
         assert len(generation.ids) <= limit
         assert generation.ended or len(generation.ids) == limit
+
+
+@pytest.mark.parametrize("family", ["llm_folder", "sentencepiece_folder"])
+def test_own_decoding_equals_generate(family, request):
+    """One reading of the instruction and rows that leave change no token."""
+    llm = FrozenLLM(request.getfixturevalue(family))
+    prompt = Prompt(llm.tokenizer)
+    prefix, suffix = prompt.ids("Go on with it.")
+    texts = [*SENTENCES[:20], SENTENCES[0], "a", "word " * 40]
+    prompts = [
+        (*prefix, *prompt.slot_ids("Go on with it.", text), *suffix)
+        for text in texts
+    ]
+    prompts.append(prefix[:3])  # all of it is what the others begin with
+    packed = pack(
+        [Row(ids, (), ()) for ids in prompts], 0, llm.eos_id, side="left"
+    )
+    expected = llm.generate(
+        llm.embed(packed.input_ids), packed.attention_mask, max_new_tokens=20
+    )
+    assert greedy.can_decode(llm, 300)
+    assert greedy.decode(llm, prompts, 20) == expected
+    assert len({len(generation.ids) for generation in expected}) > 5
+    # Nothing in common, and one prompt alone.
+    for some in (prompts[:1], [(5, 6, 7), (8, 9)]):
+        packed = pack([Row(i, (), ()) for i in some], 0, 2, side="left")
+        assert greedy.decode(llm, some, 9) == llm.generate(
+            llm.embed(packed.input_ids), packed.attention_mask, 9
+        )
+
+
+def test_what_greedy_decoding_cannot_do_is_left_to_generate(llm, monkeypatch):
+    config = llm.model.generation_config
+    assert greedy.can_decode(llm, 100)
+    monkeypatch.setattr(config, "temperature", 0.7)
+    assert greedy.can_decode(llm, 100)
+    monkeypatch.setattr(config, "repetition_penalty", 1.1)
+    assert not greedy.can_decode(llm, 100)
+    monkeypatch.setattr(config, "repetition_penalty", None)
+    monkeypatch.setattr(llm.model.config, "sliding_window", 64, raising=False)
+    assert greedy.can_decode(llm, 64) and not greedy.can_decode(llm, 65)
 
 
 def test_ended_is_false_only_when_cut(llm, prompt):

@@ -28,7 +28,9 @@ REFUSALS = (
     "as an ai",
     "i am an ai",
     "i'm an ai",
-    "an ai language model",
+    "a helpful ai",
+    "an ai assistant",
+    "ai language model",
     "i'm sorry, but i",
     "i am sorry, but i",
     "i apologize, but i",
@@ -166,7 +168,7 @@ class TooShort(Filter):
 
 
 class Refusal(Filter):
-    """The LLM talks about itself instead of doing what it was asked.
+    """The LLM refuses, or talks of itself, instead of doing as it was asked.
 
     Arguments
     ---------

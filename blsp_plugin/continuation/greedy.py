@@ -33,6 +33,12 @@ _HARMLESS = {
     "max_length",
     "max_new_tokens",
     "transformers_version",
+    "use_cache",
+    "output_attentions",
+    "output_hidden_states",
+    "output_scores",
+    "return_dict_in_generate",
+    "_from_model_config",
 }
 _CACHED = {"full_attention", "sliding_attention"}
 
