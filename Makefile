@@ -6,6 +6,10 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTHON_SOURCES := blsp_plugin recipes tests setup.py
 
+# Threads that spin while they wait make torch ten times slower on cores that
+# something else uses as well, and gain next to nothing on idle ones.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install starter demo test lint clean
