@@ -44,7 +44,7 @@ demo: $(STAMP) ## Run the whole loop on the starter kit
 	$(BIN)/python recipes/demo/demo.py
 
 test: $(STAMP) ## Run the test suite
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 lint: $(STAMP) ## Check style: ruff, yamllint, codespell
 	$(BIN)/ruff check $(PYTHON_SOURCES)

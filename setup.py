@@ -32,6 +32,7 @@ DEMO = [
 ]
 DEV = [
     "pytest",
+    "pytest-xdist",
     "ruff==0.12.4",
     "yamllint==1.35.1",
     "codespell",

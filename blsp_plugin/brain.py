@@ -307,34 +307,24 @@ class AlignmentBrain(sb.Brain):
         """Log the stage; after validation, keep the best checkpoint."""
         if stage == sb.Stage.TRAIN:
             sums = [self.running[k] for k in ("loss", "tokens", "seconds")]
-            sums = torch.tensor(sums, dtype=torch.float64)
-            loss, tokens, seconds = sum_over_ranks(
-                sums.to(self.device)
-            ).tolist()
+            sums = torch.tensor(sums, dtype=torch.float64, device=self.device)
+            loss, tokens, seconds = sum_over_ranks(sums).tolist()
             self.train_stats["loss"] = loss / max(1, tokens)
             self.train_stats["audio_seconds_per_second"] = (
                 seconds / self.running["elapsed"]
             )
             return
         self.valid_stats = self._validation_stats()
-        logger_stats = {
-            sb.Stage.VALID: {
-                "stats_meta": {
-                    "epoch": epoch,
-                    "steps": self.optimizer_step,
-                    "lr": getattr(self, "lr_annealing", None)
-                    and self.optimizer.param_groups[0]["lr"],
-                },
-                "train_stats": self.train_stats,
-                "valid_stats": self.valid_stats,
-            },
-            sb.Stage.TEST: {
-                "stats_meta": {"steps": self.optimizer_step},
-                "test_stats": self.valid_stats,
-            },
-        }[stage]
+        stats = {"stats_meta": {"steps": self.optimizer_step}}
+        if stage == sb.Stage.VALID:
+            lr = self.optimizer.param_groups[0]["lr"]
+            stats["stats_meta"].update(epoch=epoch, lr=lr)
+            stats["train_stats"] = self.train_stats
+            stats["valid_stats"] = self.valid_stats
+        else:
+            stats["test_stats"] = self.valid_stats
         # On every rank: the logger writes on the main one and synchronises.
-        self.hparams.train_logger.log_stats(**logger_stats)
+        self.hparams.train_logger.log_stats(**stats)
         if stage == sb.Stage.VALID and self.checkpointer is not None:
             self.checkpointer.save_and_keep_only(
                 meta={"loss": self.valid_stats["loss"]}, min_keys=["loss"]
