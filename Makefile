@@ -6,9 +6,9 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTHON_SOURCES := blsp_plugin recipes tests setup.py
 
-# Threads that spin while they wait make torch ten times slower on cores that
-# something else uses as well, and gain next to nothing on idle ones.
-export OMP_WAIT_POLICY ?= PASSIVE
+# OpenMP threads spin while they wait, and torch crawls on cores that something
+# else uses as well (docs/experiments.md): let them spin for microseconds only.
+export GOMP_SPINCOUNT ?= 10000
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

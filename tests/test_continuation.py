@@ -25,6 +25,7 @@ from blsp_plugin.llm import FrozenLLM, Generation
 from blsp_plugin.packing import Row, pack
 from blsp_plugin.prompts import Prompt
 from tests.tiny import SENTENCES, tiny_corpus
+from tests.training import run_recipe
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 RECIPE = os.path.join(ROOT, "recipes", "continuation", "generate.py")
@@ -493,6 +494,24 @@ def test_recipe_tables_and_papers(recipe, preset, corpus, tmp_path, capsys):
     assert "max_new_tokens was 16 and is 15 now" in error
     # A smaller batch is not another setting.
     recipe(options(preset, corpus, tmp_path, batch_size=2))
+
+
+def test_two_processes_write_the_table_of_one(recipe, preset, corpus, tmp_path):
+    recipe(options(preset, corpus, tmp_path / "one"))
+    two = tmp_path / "two"
+    run_recipe(
+        "continuation/generate.py",
+        preset,
+        ranks=2,
+        data_folder=corpus.data_root,
+        output_folder=two,
+    )
+    assert len(os.listdir(two / "shards")) == 4
+    for split, table in tables(tmp_path / "one").items():
+        assert table.equals(tables(two)[split])
+    counts = [read_json(tmp_path / n, "metrics.json") for n in ("one", "two")]
+    for name in ("rows", "written", "tokens", "rejected_too_short"):
+        assert counts[0][name] == counts[1][name]
 
 
 def test_debug_takes_a_few_rows_aside(recipe, preset, corpus, tmp_path):

@@ -39,7 +39,7 @@ Training the adapter ({seconds:.0f} s of audio a second, {steps:.0f} steps)
 def main(options):
     """Run the stages and show the results; options go to every recipe."""
     # Spinning threads make torch crawl where something else uses a core.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     started = time.monotonic()
     metrics = {}
     for name, script in STAGES.items():
