@@ -143,5 +143,11 @@ def _drop_comments(node):
 
 def _as_mapping(yaml, overrides):
     if isinstance(overrides, str):
-        return yaml.load(overrides) or {}
+        try:
+            return yaml.load(overrides) or {}
+        except ruamel.yaml.constructor.DuplicateKeyError as error:
+            option = error.problem.split('"')[1]
+            raise BadInput(
+                f"--{option}: given twice on the command line; leave one out"
+            ) from error
     return dict(overrides or {})

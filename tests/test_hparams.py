@@ -43,6 +43,7 @@ def test_preset_over_base_and_command_line_over_preset(files):
         ("a: [1", "", "not a valid YAML"),
         ("base: nowhere.yaml\na: 1", "", "no such"),
         ("base: base.yaml\nnam: 1", "", "has no key 'nam'; did you mean name"),
+        ("base: base.yaml", "seed: 1\nseed: 2", "--seed: given twice"),
         ("base: base.yaml", "sed: 1", "has no key 'sed'; did you mean seed"),
         (BASE.format(placeholder="!PLACEHOLDER"), "", "give --data"),
         ("a: !include:gone.yaml", "", "no such file"),
