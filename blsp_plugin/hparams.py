@@ -8,14 +8,15 @@ Authors
  * The blsp_plugin team 2026
 """
 
+import atexit
 import difflib
 import io
 import os
 import re
+import tempfile
 
 import ruamel.yaml
 from hyperpyyaml import load_hyperpyyaml, resolve_references
-from hyperpyyaml.core import recursive_update
 
 from blsp_plugin.errors import BadInput
 
@@ -48,11 +49,12 @@ def load_hparams(path, overrides=None):
     -------
     hparams : dict
         The experiment.
-    base : str
-        File that the overrides apply to (``path`` unless it is a preset),
-        for ``speechbrain.create_experiment_directory``.
+    path : str
+        File that the overrides apply to, for
+        ``speechbrain.create_experiment_directory``: of a preset, a temporary
+        one that holds the base with the preset's changes in it.
     overrides : str
-        All overrides, the preset's included, likewise.
+        The overrides, likewise.
 
     Raises
     ------
@@ -62,15 +64,14 @@ def load_hparams(path, overrides=None):
     """
     yaml = ruamel.yaml.YAML()
     changes = _as_mapping(yaml, overrides)
+    given = path
     if not os.path.isfile(path):
         raise BadInput(f"{path}: no such hyperparameter file")
     try:
         with open(path, encoding="utf-8") as stream:
             tree = yaml.load(stream)
         if isinstance(tree, dict) and "base" in tree:
-            base = os.path.join(os.path.dirname(path), tree.pop("base"))
-            recursive_update(tree, changes, must_match=False)
-            path, changes = base, tree
+            path = _merged_file(yaml, path, tree)
         stream = io.StringIO()
         yaml.dump(changes, stream)
         overrides = stream.getvalue() if changes else ""
@@ -82,9 +83,7 @@ def load_hparams(path, overrides=None):
             raise
         key, keys = unknown.groups()
         keys = re.findall(r"'([^']*)'", keys)
-        near = difflib.get_close_matches(key, keys, 3)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise BadInput(f"{path}: has no key '{key}'{hint}") from error
+        raise _unknown_key(given, key, keys) from error
     except ruamel.yaml.YAMLError as error:
         raise BadInput(f"{path}: not a valid YAML file: {error}") from error
     except FileNotFoundError as error:
@@ -94,7 +93,43 @@ def load_hparams(path, overrides=None):
         if placeholder is None:
             raise
         key = placeholder.group(1)
-        raise BadInput(f"{path}: give --{key} on the command line") from error
+        raise BadInput(f"{given}: give --{key} on the command line") from error
+
+
+def _merged_file(yaml, path, preset):
+    """Write base and preset into one file, which lives as long as we do."""
+    base = os.path.join(os.path.dirname(path), preset.pop("base"))
+    with open(base, encoding="utf-8") as stream:
+        tree = yaml.load(stream)
+    for key in preset:
+        if key not in tree:
+            raise _unknown_key(path, key, tree)
+    _merge(tree, preset)
+    handle, merged = tempfile.mkstemp(suffix="-" + os.path.basename(path))
+    atexit.register(os.remove, merged)
+    with open(handle, "w", encoding="utf-8") as stream:
+        yaml.dump(tree, stream)
+    return merged
+
+
+def _merge(tree, changes):
+    """Update a tree; another class (tag) takes the place of an object whole.
+
+    HyperPyYAML's own overrides would keep the class and change its arguments.
+    """
+    for key, value in changes.items():
+        old = tree.get(key)
+        if isinstance(old, dict) and isinstance(value, dict):
+            if value.tag.value in (None, old.tag.value):
+                _merge(old, value)
+                continue
+        tree[key] = value
+
+
+def _unknown_key(path, key, keys):
+    near = difflib.get_close_matches(key, list(keys), 3)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    return BadInput(f"{path}: has no key '{key}'{hint}")
 
 
 def excerpt_hparams(path, overrides, keys=INFERENCE_KEYS):

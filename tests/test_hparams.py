@@ -36,6 +36,17 @@ def test_preset_over_base_and_command_line_over_preset(files):
     assert load_hparams(str(files / "base.yaml"))[0]["path"] == "base/1"
 
 
+def test_preset_may_change_the_class_of_an_object(files):
+    """Another class takes its place whole, without the base's arguments."""
+    (files / "other.yaml").write_text(
+        "base: base.yaml\ncounter: !new:collections.UserDict\n    b: 5\n"
+    )
+    hparams, path, overrides = load_hparams(str(files / "other.yaml"))
+    assert type(hparams["counter"]).__name__ == "UserDict"
+    assert hparams["counter"].data == {"b": 5}
+    assert load_hparams(path, overrides)[0]["counter"] == hparams["counter"]
+
+
 @pytest.mark.parametrize(
     ["content", "overrides", "says"],
     [
