@@ -21,7 +21,6 @@ __all__ = [
     "encoder_frames",
     "conv_frames",
     "stacked_conv_frames",
-    "chunk_frames",
     "frames_mask",
 ]
 
@@ -121,27 +120,6 @@ def stacked_conv_frames(frames, layers=3):
     for _ in range(layers):
         frames = conv_frames(frames)
     return frames
-
-
-def chunk_frames(mel):
-    """Mel frames of each 30-s chunk of a clip.
-
-    Arguments
-    ---------
-    mel : int
-        Mel frames of the clip, at least 1.
-
-    Returns
-    -------
-    list of int
-        All ``CHUNK_MEL`` but the last; their sum is ``mel``.
-
-    Example
-    -------
-    >>> chunk_frames(3500), chunk_frames(3000), chunk_frames(7)
-    ([3000, 500], [3000], [7])
-    """
-    return [min(CHUNK_MEL, mel - start) for start in range(0, mel, CHUNK_MEL)]
 
 
 def frames_mask(lengths, max_length=None):

@@ -12,7 +12,6 @@ import torch
 from blsp_plugin.data.manifest import read_manifest
 from blsp_plugin.llm import load_tokenizer
 from blsp_plugin.losses import ResponseCrossEntropy
-from tests.conftest import make_wavs
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -87,6 +86,3 @@ def run_recipe(script, hparams, *options, check=True, ranks=1, **overrides):
     if check:
         assert done.returncode == 0, done.stdout + done.stderr
     return done
-
-
-__all__ = ["KillingLoss", "make_wavs", "run_recipe", "write_continuations"]
