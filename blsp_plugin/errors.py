@@ -5,6 +5,7 @@ Authors
 """
 
 import functools
+import logging
 import sys
 
 __all__ = ["BadInput", "one_line_errors"]
@@ -50,6 +51,8 @@ def one_line_errors(main):
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
+        # A log file on a full disk must not show a traceback for each line.
+        logging.raiseExceptions = False
         try:
             return main(*args, **kwargs)
         except BadInput as error:

@@ -9,7 +9,13 @@ import errno
 import json
 import os
 
-__all__ = ["atomic_write", "disk_errors", "write_json", "write_jsonl"]
+__all__ = [
+    "atomic_write",
+    "disk_errors",
+    "sync_folder",
+    "write_json",
+    "write_jsonl",
+]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -101,3 +107,18 @@ def write_jsonl(records, path):
     with disk_errors(path), atomic_write(path) as stream:
         for record in records:
             stream.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def sync_folder(path):
+    """Put the name of a file on the disk: it is there once its folder is.
+
+    Arguments
+    ---------
+    path : str
+        The file.
+    """
+    folder = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import pyarrow.parquet
@@ -15,11 +16,17 @@ import yaml
 from speechbrain import parse_arguments
 
 from blsp_plugin.continuation import filters as flt
-from blsp_plugin.continuation import greedy
 from blsp_plugin.continuation.behaviours import Behaviour, assign, row_key
-from blsp_plugin.continuation.engines import HFEngine, Request
+from blsp_plugin.continuation.engines import HFEngine, Request, greedy
 from blsp_plugin.continuation.pipeline import Continuation
-from blsp_plugin.continuation.writer import Shard, read_shard, scan_shards
+from blsp_plugin.continuation.plan import Plan, write_plan
+from blsp_plugin.continuation.shards import (
+    Shard,
+    find_shards,
+    scan_shards,
+    shard_path,
+)
+from blsp_plugin.continuation.table import write_table
 from blsp_plugin.errors import BadInput
 from blsp_plugin.llm import FrozenLLM, Generation
 from blsp_plugin.packing import Row, pack
@@ -37,22 +44,52 @@ def rows_of(texts):
     return [{"id": f"clip{i:02d}", "text": t} for i, t in enumerate(texts)]
 
 
+def planned(continuation, rows):
+    """A plan of some rows."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "train.arrow")
+        numbered = (
+            (i, {**row, "transcript": row["text"]}, None)
+            for i, row in enumerate(rows, 1)
+        )
+        write_plan(path, numbered, continuation.choose)
+        plan = Plan(path)
+        plan.rows(0, 1)  # stays open
+        return plan
+
+
+def requests_of(continuation, rows):
+    """All of them."""
+    plan = planned(continuation, rows)
+    return [
+        continuation._request(*item) for item in plan.window(0, plan.n_rows)
+    ]
+
+
 def written(folder, split="train"):
     """{ID: record} of all shards of a split; fails on a duplicate."""
     found = {}
-    for file in sorted(os.listdir(folder)):
-        if file.startswith(split):
-            for _, record in read_shard(os.path.join(folder, file)):
+    for path in find_shards(folder, split):
+        with open(path, encoding="utf-8") as stream:
+            for line in stream:
+                record = json.loads(line)
                 assert record["ID"] not in found
                 found[record["ID"]] = record
     return found
 
 
-def run(continuation, rows, folder, rank=0, world=1, groups=None):
+def count(folder, split="train", size=10_000):
+    """Responses that are written."""
+    return int(scan_shards(folder, split, size).done.sum())
+
+
+def run(continuation, rows, folder, rank=0, world=1, groups=None, **part):
     """Write what is missing; stop after some groups, as a killed run would."""
-    done = scan_shards(folder, "train")
-    with Shard(os.path.join(folder, f"train-{rank:04d}.jsonl")) as shard:
-        work = continuation.write(rows, shard, done, rank, world)
+    plan = planned(continuation, rows)
+    done = scan_shards(folder, "train", plan.n_requests).done
+    path = shard_path(folder, "train", rank, part.get("part", 0))
+    with Shard(path) as shard:
+        work = continuation.write(plan, shard, done, rank, world, **part)
         for i, _ in enumerate(work, 1):
             if i == groups:
                 break
@@ -118,7 +155,7 @@ def test_batched_texts_equal_one_at_a_time(family, request):
     for batch_size in (1, 9):
         engine = HFEngine(llm, batch_size=batch_size, window=512)
         work = Continuation(engine, prompt, behaviours)
-        requests = [work._request(*item) for item in work.items(rows)]
+        requests = requests_of(work, rows)
         groups = engine.generate(engine.plan(requests))
         made.append({r.key: g for group in groups for r, g in group})
     assert made[0] == made[1]
@@ -180,7 +217,7 @@ def test_ended_is_false_only_when_cut(llm, prompt):
         behaviour = Behaviour("continue", "Go on with it.", limit)
         engine = HFEngine(llm, batch_size=16)
         work = Continuation(engine, prompt, [behaviour])
-        requests = [work._request(*item) for item in work.items(texts)]
+        requests = requests_of(work, texts)
         (group,) = engine.generate(engine.plan(requests))
         made[limit] = {r.key: g for r, g in group}
     assert {g.ended for g in made[6].values()} == {True, False}
@@ -198,15 +235,12 @@ def test_stop_text_ends_a_base_models_response(llm, prompt):
     rows = rows_of(SENTENCES[:8])
     free = Behaviour("continue", "Go on.", 30)
     work = Continuation(engine, prompt, [free])
-    requests = [work._request(*item) for item in work.items(rows)]
+    requests = requests_of(work, rows)
     (group,) = engine.generate(engine.plan(requests))
     request, whole = max(group, key=lambda answer: len(answer[1].text))
     stop = whole.text[len(whole.text) // 2]
-    stopped = Request(
-        request.key,
-        Behaviour("continue", "Go on.", 30, stop=stop),
-        request.text,
-        request.prompt_ids,
+    stopped = request._replace(
+        behaviour=Behaviour("continue", "Go on.", 30, stop=stop)
     )
     (((_, cut),),) = engine.generate([[stopped]])
     assert cut.ended
@@ -217,8 +251,7 @@ def test_stop_text_ends_a_base_models_response(llm, prompt):
 
 def test_plan_depends_on_the_window_alone(continuation):
     rows = rows_of(SENTENCES[:10])
-    items = continuation.items(rows)
-    requests = [continuation._request(*item) for item in items]
+    requests = requests_of(continuation, rows)
     batches = continuation.engine.plan(requests)
     assert sorted(r.key for batch in batches for r in batch) == sorted(
         r.key for r in requests
@@ -237,7 +270,7 @@ def test_plan_depends_on_the_window_alone(continuation):
 
 
 @pytest.mark.parametrize("family", ["llm_folder", "sentencepiece_folder"])
-def test_hostile_transcripts_stay_text(family, request, tmp_path):
+def test_unicode_and_hostile_transcripts(family, request, tmp_path):
     llm = FrozenLLM(request.getfixturevalue(family))
     prompt = Prompt(llm.tokenizer)
     work = Continuation(HFEngine(llm, batch_size=4), prompt, [CONTINUE])
@@ -252,20 +285,26 @@ def test_hostile_transcripts_stay_text(family, request, tmp_path):
     ]
     special = set(llm.tokenizer.all_special_ids)
     controls = []
-    for row, behaviour in work.items(rows_of(hostile)):
-        ids = work._request(row, behaviour).prompt_ids
+    for request in requests_of(work, rows_of(hostile)):
+        ids = request.prompt_ids
         controls.append([i for i in ids if i in special])
-        slot = prompt.slot_ids(behaviour.instruction, row["text"])
+        slot = prompt.slot_ids(request.instruction, request.text)
         assert not special & set(slot)
         assert ids == (
-            *prompt.ids(behaviour.instruction).prefix,
+            *prompt.ids(request.instruction).prefix,
             *slot,
-            *prompt.ids(behaviour.instruction).suffix,
+            *prompt.ids(request.instruction).suffix,
         )
     assert controls == [controls[0]] * len(hostile)
     run(work, rows_of(hostile), tmp_path)
-    found = written(tmp_path)
-    assert [found[f"clip{i:02d}-continue"]["text"] for i in range(6)] == hostile
+    assert len(written(tmp_path)) == len(hostile)
+    plan = planned(work, rows_of(hostile))
+    index = scan_shards(tmp_path, "train", plan.n_requests)
+    path = tmp_path / "train.parquet"
+    asks = [(behaviour.name, said) for behaviour, said in work.asks]
+    write_table(path, plan, index, asks, list)
+    table = pyarrow.parquet.read_table(path)
+    assert table["text"].to_pylist() == hostile
 
 
 # Filters
@@ -274,7 +313,9 @@ def test_hostile_transcripts_stay_text(family, request, tmp_path):
 def judge(check, response="", text="The sea was calm", ids=None, name=None):
     """The reason against a response, or None."""
     behaviour = Behaviour(name or "continue", "Go on.")
-    request = Request("a", behaviour, text, tuple(range(50)))
+    request = Request(
+        0, "a", behaviour, behaviour.instruction, text, tuple(range(50))
+    )
     generation = None
     if response is not None:
         ids = list(range(len(response.split()))) if ids is None else ids
@@ -351,9 +392,9 @@ def test_any_interruption_and_number_of_ranks_give_the_same(
     assert written(tmp_path / "shared") == whole
     # Killed in the middle of a batch, and gone on with by two processes.
     run(continuation, rows, tmp_path / "broken", groups=5)
-    shard = tmp_path / "broken" / "train-0000.jsonl"
+    shard = tmp_path / "broken" / "train-00000-00000.jsonl"
     shard.write_bytes(shard.read_bytes()[:-300])
-    assert 0 < len(scan_shards(tmp_path / "broken", "train")) < 20
+    assert 0 < count(tmp_path / "broken") < 20
     for rank in range(2):
         run(continuation, rows, tmp_path / "broken", rank, 2)
     assert written(tmp_path / "broken") == whole
@@ -423,7 +464,7 @@ def test_generation_resume(recipe, preset, tmp_path):
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": ROOT,
     }
-    shard = broken / "shards" / "train-0000.jsonl"
+    shard = broken / "shards" / "train-00000-00000.jsonl"
     with open(tmp_path / "log.txt", "w") as log:
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=log, stderr=log
@@ -437,7 +478,7 @@ def test_generation_resume(recipe, preset, tmp_path):
         assert process.wait() == -signal.SIGKILL, (
             tmp_path / "log.txt"
         ).read_text()
-    n_done = len(scan_shards(broken / "shards", "train"))
+    n_done = count(broken / "shards")
     assert 12 <= n_done < 120
     assert not (broken / "train.parquet").exists()
 
@@ -548,10 +589,10 @@ def test_bad_rows_are_rejected_and_too_many_stop(
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 128 kB, where one may be mounted."""
+    """A file system of 256 kB, where one may be mounted."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
     try:
         subprocess.run(mount, check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
@@ -567,14 +608,14 @@ def test_full_disk_is_one_line_and_nothing_is_lost(
     output = small_disk / "out"
     output.mkdir()
     with open(small_disk / "ballast", "wb") as ballast:
-        ballast.write(bytes(80_000))
+        ballast.write(bytes(205_000))
     with pytest.raises(SystemExit) as stop:
         recipe(options(preset, corpus, output))
     assert stop.value.code == 2
     error = capfd.readouterr().err
     assert "Traceback" not in error
     assert re.search(r"^error: .*no space left on the disk", error, re.M)
-    n_done = len(scan_shards(output / "shards", "train"))
+    n_done = count(output / "shards")
     assert 0 < n_done < 120
     assert not (output / "train.parquet").exists()
     (small_disk / "ballast").unlink()

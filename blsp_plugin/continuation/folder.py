@@ -1,35 +1,82 @@
 """The output folder of stage 1: whose it is, what is there, when it is done.
 
-``settings.json`` (what decides the texts) and ``shards/`` while it is being
-filled; ``<split>.parquet``, ``rejected.jsonl``, ``metrics.json`` and, last of
-all, ``provenance.json`` when it is done.
+``inputs/`` (the checked rows), ``settings.json`` (what decides the texts) and
+``shards/`` while it is being filled; ``<split>.parquet``, ``rejected.jsonl``,
+``metrics.json``, ``sheet.html`` and, last of all, ``provenance.json`` when it
+is done.
 
 Authors
  * The blsp_plugin team 2026
 """
 
 import collections
+import functools
 import json
 import os
+import shutil
 
 import speechbrain
 import torch
 import transformers
+from speechbrain.utils.logger import get_logger
 
 import blsp_plugin
-from blsp_plugin.continuation.writer import (
-    check_settings,
-    hash_rows,
+from blsp_plugin.continuation.plan import Plan, write_plan
+from blsp_plugin.continuation.settings import check_settings
+from blsp_plugin.continuation.shards import (
+    find_shards,
     scan_shards,
-    write_table,
+    shard_path,
 )
+from blsp_plugin.continuation.sheet import write_sheet
+from blsp_plugin.continuation.table import write_table
 from blsp_plugin.data.manifest import check_rejected
-from blsp_plugin.files import write_json, write_jsonl
+from blsp_plugin.errors import BadInput
+from blsp_plugin.files import (
+    atomic_write,
+    disk_errors,
+    write_json,
+    write_jsonl,
+)
 
-__all__ = ["OutputFolder"]
+__all__ = ["OutputFolder", "parse_shard"]
 
-_FORMAT = 1  # of the shards and tables; another one is another setting
-_TEXT = ("id", "text")  # what of a row the LLM gets to see
+logger = get_logger(__name__)
+_FORMAT = 2  # of the shards and tables; another one is another setting
+
+
+def parse_shard(text):
+    """Read "i/N", a job's part of a cluster's work.
+
+    Arguments
+    ---------
+    text : str
+        The first part is 0/N, the last one is N-1/N.
+
+    Returns
+    -------
+    part : int
+    parts : int
+
+    Raises
+    ------
+    BadInput
+        If it is none.
+
+    Example
+    -------
+    >>> parse_shard("3/16")
+    (3, 16)
+    """
+    try:
+        part, parts = map(int, str(text).split("/"))
+    except ValueError:
+        part, parts = 0, 0
+    if not 0 <= part < parts:
+        raise BadInput(
+            f"shard {text!r}: is not i/N with i from 0 to N-1; 0/1 is all"
+        )
+    return part, parts
 
 
 class OutputFolder:
@@ -41,23 +88,68 @@ class OutputFolder:
         The folder; need not exist.
     continuation : Continuation
         What makes the responses.
-    splits : dict of list of dict
-        Rows by split, with ``id``, ``wav``, ``duration``, ``transcript``,
-        ``text`` and the ``keep`` columns.
     keep : sequence of str
-        Further columns for the tables.
+        Further columns of the input for the tables.
+    shard : str
+        "i/N": the part of the work that is done here.
     """
 
-    def __init__(self, folder, continuation, splits, keep=()):
+    def __init__(self, folder, continuation, keep=(), shard="0/1"):
         self.folder = os.fspath(folder)
         self.continuation = continuation
-        self.splits = splits
         self.keep = list(keep)
+        self.part, self.parts = parse_shard(shard)
         self.shards = self.path("shards")
+        # Parts may share the folder, and their recased texts differ.
+        one = self.parts == 1
+        name = "inputs" if one else f"inputs-{self.part}-of-{self.parts}"
+        self.inputs = self.path(name)
+
+    @property
+    def rejected_input(self):
+        """File of the input rows that cannot be used."""
+        return self._input("rejected.jsonl")
 
     def path(self, name):
         """Path of a file in it."""
         return os.path.join(self.folder, name)
+
+    @functools.cached_property
+    def plans(self):
+        """The plan of each split, once `prepare` has made them."""
+        return {
+            split: Plan(self._plan_path(split)) for split in self._facts()
+        }
+
+    def prepare(self, splits, source, max_rejected=0.01):
+        """Check the input and claim the folder for it; on one process.
+
+        Arguments
+        ---------
+        splits : dict of callable
+            By split, in order: its rows as `write_plan` takes them.
+        source : dict
+            For JSON; names what decides the rows: with an equal one they are
+            not read again. Has ``files`` (by split: ``path``) and ``text``:
+            how transcripts became texts.
+        max_rejected : float
+            Fraction of the rows that may be bad.
+
+        Raises
+        ------
+        BadInput
+            If more are, or the folder was begun with other settings.
+        """
+        source = {**source, "columns": self.keep}
+        source["continuation"] = self.continuation.describe()
+        source = json.loads(json.dumps(source))
+        known = _read(self._input("inputs.json"))
+        if known is None or known["source"] != source:
+            self._write_inputs(splits, source, max_rejected)
+        check_settings(self.path("settings.json"), self.settings())
+        os.makedirs(self.shards, exist_ok=True)
+        if not os.path.exists(self.path("settings.json")):
+            write_json(self.settings(), self.path("settings.json"))
 
     def settings(self):
         """Everything that decides the texts.
@@ -67,56 +159,70 @@ class OutputFolder:
         dict
             For JSON.
         """
-        inputs = {
-            split: {"rows": len(rows), "content": hash_rows(rows, _TEXT)}
-            for split, rows in self.splits.items()
-        }
-        settings = self.continuation.describe()
-        return {"format": _FORMAT, **settings, "inputs": inputs}
+        return self._settings(_read(self._input("inputs.json")))
 
-    def check(self):
-        """Check that the folder was not begun with other settings.
-
-        Raises
-        ------
-        BadInput
-            Naming what differs.
-        """
-        check_settings(self.path("settings.json"), self.settings())
-
-    def begin(self, rejected_input, max_rejected=0.01):
-        """Claim the folder for these settings, unless its input is bad.
-
-        Arguments
-        ---------
-        rejected_input : sequence of dict
-            Input rows that cannot be used, with their reasons.
-        max_rejected : float
-            Fraction of the input that may be so.
-
-        Raises
-        ------
-        BadInput
-            If more is; nothing but ``rejected.jsonl`` is written then.
-        """
-        path = self.path("rejected.jsonl")
-        write_jsonl(rejected_input, path)
-        bad = len(rejected_input)
-        n_all = bad + sum(len(rows) for rows in self.splits.values())
-        check_rejected(bad, n_all, max_rejected, "input rows", path)
-        os.makedirs(self.shards, exist_ok=True)
-        if not os.path.exists(self.path("settings.json")):
-            write_json(self.settings(), self.path("settings.json"))
+    def files(self):
+        """The files that the rows came from: see `prepare`."""
+        return _read(self._input("inputs.json"))["source"]["files"]
 
     def scan(self):
         """What is written already.
 
         Returns
         -------
-        dict of dict
-            By split: from the ID to the place of its record.
+        dict of Index
+            By split.
         """
-        return {split: scan_shards(self.shards, split) for split in self.splits}
+        return {
+            split: scan_shards(self.shards, split, plan.n_requests)
+            for split, plan in self.plans.items()
+        }
+
+    def shard(self, split, rank=0):
+        """Path of a process' own shard."""
+        return shard_path(self.shards, split, rank, self.part)
+
+    def adopt(self, folders):
+        """Bring the shards of other folders here; on one process.
+
+        Arguments
+        ---------
+        folders : sequence of str
+            Output folders of jobs with a ``shard`` of the same work.
+
+        Raises
+        ------
+        BadInput
+            If one is not of the same work, or something is still missing.
+        """
+        for number, folder in enumerate(folders, 1):
+            path = os.path.join(folder, "settings.json")
+            if not os.path.exists(path):
+                raise BadInput(
+                    f"{folder}: no settings.json there; name output folders "
+                    "of jobs that were begun with --shard"
+                )
+            check_settings(path, self.settings())
+            if os.path.realpath(folder) == os.path.realpath(self.folder):
+                continue
+            for split in self.plans:
+                shards = find_shards(os.path.join(folder, "shards"), split)
+                for i, shard in enumerate(shards):
+                    # Own parts have numbers below N, adopted ones far above.
+                    here = shard_path(
+                        self.shards, split, i, part=90000 + number
+                    )
+                    with disk_errors(here):
+                        shutil.copyfile(shard, f"{here}.tmp")
+                        os.replace(f"{here}.tmp", here)
+        for split, index in self.scan().items():
+            missing = int((~index.done).sum())
+            if missing:
+                raise BadInput(
+                    f"{self.folder}: {missing} of {len(index.done)} responses "
+                    f"of {split} are in none of the folders; run the jobs "
+                    "that lack them to their ends and name all folders"
+                )
 
     def is_finished(self):
         """Whether the tables are there, of just these rows.
@@ -125,22 +231,22 @@ class OutputFolder:
         -------
         bool
         """
-        try:
-            with open(self.path("provenance.json"), encoding="utf-8") as file:
-                tables = json.load(file)["tables"]
-        except (OSError, ValueError, KeyError):
-            return False
-        names = (f"{split}.parquet" for split in self.splits)
-        there = all(os.path.isfile(self.path(name)) for name in names)
-        return there and tables == self._tables()
+        provenance = _read(self.path("provenance.json"))
+        there = all(
+            os.path.isfile(self.path(f"{split}.parquet"))
+            for split in self._facts()
+        )
+        return (
+            there
+            and provenance is not None
+            and provenance.get("tables") == self._tables()
+        )
 
-    def finish(self, rejected_input=(), **metrics):
+    def finish(self, **metrics):
         """Make the tables and their papers of what the shards hold.
 
         Arguments
         ---------
-        rejected_input : sequence of dict
-            Input rows that nothing was asked about, with their reasons.
         **metrics : dict of float
             Speeds of this run, for ``metrics.json``.
 
@@ -154,32 +260,41 @@ class OutputFolder:
         BadInput
             If a response is missing.
         """
-        rejected, counts = list(rejected_input), collections.Counter()
-        reasons = {check.reason: 0 for check in self.continuation.filters}
-        reasons = collections.Counter(reasons, input=len(rejected))
-        for split, rows in self.splits.items():
-            bad, found = write_table(
-                self.path(f"{split}.parquet"),
-                self.continuation.items(rows),
-                scan_shards(self.shards, split),
-                self.keep,
+        asks = [
+            (behaviour.name, instruction)
+            for behaviour, instruction in self.continuation.asks
+        ]
+        counts, n_input = collections.Counter(), 0
+        path = self.path("rejected.jsonl")
+        with disk_errors(path), atomic_write(path) as stream:
+            with open(self.rejected_input, encoding="utf-8") as file:
+                for line in file:
+                    stream.write(line)
+                    n_input += 1
+            for split, index in self.scan().items():
+
+                def reject(rows, split=split):
+                    for row in rows:
+                        row = {"id": row.pop("id"), "split": split, **row}
+                        stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+                found = write_table(
+                    self.path(f"{split}.parquet"),
+                    self.plans[split],
+                    index,
+                    asks,
+                    reject,
+                )
+                counts.update(found)
+                counts[f"written_{split}"] = found["written"]
+        with open(path, encoding="utf-8") as stream:
+            write_sheet(
+                self.path("sheet.html"),
+                self.path(f"{next(iter(self.plans))}.parquet"),
+                map(json.loads, stream),
+                seed=self.continuation.seed,
             )
-            rejected += [
-                {"id": record.pop("ID"), "split": split, **record}
-                for record in bad
-            ]
-            reasons.update(record["reason"] for record in bad)
-            counts.update(found)
-            counts[f"written_{split}"] = found["written"]
-        write_jsonl(rejected, self.path("rejected.jsonl"))
-        truncated = counts.pop("truncated")
-        metrics = {
-            **counts,
-            "rejected": counts["rows"] - counts["written"],
-            **{f"rejected_{k.replace(' ', '_')}": reasons[k] for k in reasons},
-            "truncated_fraction": truncated / max(1, counts["written"]),
-            **metrics,
-        }
+        metrics = {**self._metrics(counts, n_input), **metrics}
         write_json(metrics, self.path("metrics.json"))
         provenance = {
             "settings": self.settings(),
@@ -188,15 +303,88 @@ class OutputFolder:
                 module.__name__: module.__version__
                 for module in (blsp_plugin, speechbrain, torch, transformers)
             },
-            "counts": counts,
+            "counts": {k: v for k, v in counts.items() if isinstance(k, str)},
             "tables": self._tables(),
         }
         # Last, because its being there says that all is done.
         write_json(provenance, self.path("provenance.json"))
         return metrics
 
-    def _tables(self):
-        keys = (*_TEXT, "transcript", "wav", "duration", *self.keep)
+    def _metrics(self, counts, n_input):
+        reasons = {check.reason: 0 for check in self.continuation.filters}
+        reasons = collections.Counter(reasons, input=n_input)
+        for key in counts:
+            if isinstance(key, tuple):
+                # "refused by the server (prompt too long)" is one reason.
+                reasons[key[1].split(" (")[0]] += counts[key]
+        numbers = {k: v for k, v in counts.items() if isinstance(k, str)}
+        truncated = numbers.pop("truncated", 0)
         return {
-            split: hash_rows(rows, keys) for split, rows in self.splits.items()
+            **numbers,
+            "rejected": counts["rows"] - counts["written"],
+            **{f"rejected_{k.replace(' ', '_')}": reasons[k] for k in reasons},
+            "truncated_fraction": truncated / max(1, counts["written"]),
         }
+
+    def _write_inputs(self, splits, source, max_rejected):
+        os.makedirs(self.inputs, exist_ok=True)
+        facts, rejected = {}, []
+        for split, rows in splits.items():
+            facts[split], bad = write_plan(
+                self._plan_path(split) + ".tmp",
+                rows(),
+                self.continuation.choose,
+                self.keep,
+            )
+            rejected += [
+                {
+                    "id": row_id,
+                    "split": split,
+                    "file": source["files"][split]["path"],
+                    "row": number,
+                    "reason": reason,
+                }
+                for row_id, number, reason in bad
+            ]
+        path = self.rejected_input
+        write_jsonl(rejected, path)
+        n_all = len(rejected) + sum(fact["rows"] for fact in facts.values())
+        check_rejected(len(rejected), n_all, max_rejected, "input rows", path)
+        inputs = {"source": source, "facts": facts}
+        check_settings(self.path("settings.json"), self._settings(inputs))
+        for split in facts:
+            os.replace(self._plan_path(split) + ".tmp", self._plan_path(split))
+        # Last, because it says that the plans are there.
+        write_json(inputs, self._input("inputs.json"))
+
+    def _settings(self, inputs):
+        rows = {
+            split: {"rows": fact["rows"], "content": fact["content"]}
+            for split, fact in inputs["facts"].items()
+        }
+        return {
+            "format": _FORMAT,
+            **self.continuation.describe(),
+            "text": inputs["source"]["text"],
+            "inputs": rows,
+        }
+
+    def _input(self, name):
+        return os.path.join(self.inputs, name)
+
+    def _plan_path(self, split):
+        return self._input(f"{split}.arrow")
+
+    def _facts(self):
+        return _read(self._input("inputs.json"))["facts"]
+
+    def _tables(self):
+        return {split: fact["table"] for split, fact in self._facts().items()}
+
+
+def _read(path):
+    try:
+        with open(path, encoding="utf-8") as stream:
+            return json.load(stream)
+    except (OSError, ValueError):
+        return None

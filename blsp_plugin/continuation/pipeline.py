@@ -4,12 +4,10 @@ Authors
  * The blsp_plugin team 2026
 """
 
-import itertools
-
 from speechbrain.utils.logger import get_logger
 
-from blsp_plugin.continuation.behaviours import assign, row_key
-from blsp_plugin.continuation.engines import Request
+from blsp_plugin.continuation.behaviours import row_key
+from blsp_plugin.continuation.engines import Refused, Request
 from blsp_plugin.continuation.filters import first_reason
 from blsp_plugin.errors import BadInput
 
@@ -34,6 +32,11 @@ class Continuation:
     seed : int
         Chooses the clips of behaviours with a share below 1.
 
+    Attributes
+    ----------
+    asks : list of (Behaviour, str)
+        Every behaviour with each of its instructions.
+
     Raises
     ------
     BadInput
@@ -46,6 +49,10 @@ class Continuation:
         self.behaviours = list(behaviours)
         self.filters = list(filters)
         self.seed = seed
+        self.asks, self._first = [], []
+        for behaviour in self.behaviours:
+            self._first.append((behaviour, len(self.asks)))
+            self.asks += [(behaviour, i) for i in behaviour.instructions]
         names = [behaviour.name for behaviour in self.behaviours]
         if not names or len(names) != len(set(names)):
             raise BadInput(
@@ -59,19 +66,25 @@ class Continuation:
                     name,
                 )
 
-    def items(self, rows):
-        """Every (row, behaviour), in the order of the table to be made.
+    def choose(self, row):
+        """What is asked about a row.
 
         Arguments
         ---------
-        rows : iterable of dict
-            With ``id`` and ``text``.
+        row : dict
+            With ``id``, ``transcript`` and ``text``.
 
         Returns
         -------
-        iterator of (dict, Behaviour)
+        list of int
+            Numbers of `asks`, at most one of each behaviour.
         """
-        return assign(rows, self.behaviours, self.seed)
+        chosen = []
+        for behaviour, first in self._first:
+            which = behaviour.draw(row["id"], self.seed)
+            if which is not None:
+                chosen.append(first + which)
+        return chosen
 
     def describe(self):
         """Everything but the rows that decides the texts.
@@ -99,87 +112,123 @@ class Continuation:
             "filters": filters,
         }
 
-    def write(self, rows, shard, done, rank=0, world=1):
+    def write(self, plan, shard, done, rank=0, world=1, part=0, parts=1):
         """Write every response that is not there yet.
 
-        Work is shared by batches, whose contents don't depend on the number
-        of processes or on what is done already.
+        Jobs of a cluster share the windows, processes of a job share their
+        batches; what is in a window or batch depends neither on their numbers
+        nor on what is done already.
 
         Arguments
         ---------
-        rows : list of dict
-            With ``id`` and ``text``; the same in every process.
+        plan : Plan
+            The rows and what is asked about them.
         shard : Shard
             This process' own.
-        done : container of str
-            IDs that need not be written.
+        done : numpy.ndarray
+            Shape (requests,), bool: those that need not be written.
         rank : int
             Of this process.
         world : int
             Number of processes.
+        part : int
+            Of this job.
+        parts : int
+            Number of jobs.
 
         Yields
         ------
         list of dict
             Records that have just reached the disk.
         """
-        windows = _chunks(self.items(rows), self.engine.window)
-        for number, window in enumerate(windows):
-            if all(row_key(*item) in done for item in window):
+        unasked = []  # rejected without being asked
+        batches = self._batches(plan, done, rank, world, part, parts, unasked)
+        for answers in self.engine.generate(batches):
+            records = [
+                self._record(request, answer)
+                for request, answer in answers
+                if not done[request.n]
+            ]
+            records, unasked[:] = unasked + records, []
+            shard.append(records)
+            yield records
+        if unasked:
+            shard.append(unasked)
+            yield unasked
+
+    def missing(self, plan, done, part=0, parts=1):
+        """Count what a job has to write.
+
+        Arguments
+        ---------
+        plan, done, part, parts
+            As those of `write`.
+
+        Returns
+        -------
+        total : int
+            The job's requests.
+        missing : int
+            Those that are not done.
+        """
+        total = missing = 0
+        for _, start, stop in self._windows(plan, part, parts):
+            here = done[plan.first[start] : plan.first[stop]]
+            total += len(here)
+            missing += len(here) - int(here.sum())
+        return total, missing
+
+    def _windows(self, plan, part, parts):
+        size = self.engine.window
+        for number in range(part, -(-plan.n_rows // size), parts):
+            start = number * size
+            yield number, start, min(start + size, plan.n_rows)
+
+    def _batches(self, plan, done, rank, world, part, parts, unasked):
+        """Batches with something to do; adds to ``unasked`` as it goes."""
+        for number, start, stop in self._windows(plan, part, parts):
+            if done[plan.first[start] : plan.first[stop]].all():
                 continue
-            requests, rejected = [], []
-            for row, behaviour in window:
-                request = self._request(row, behaviour)
+            requests = []
+            for n, row, ask in plan.window(start, stop):
+                request = self._request(n, row, ask)
                 reason = first_reason(self.filters, request)
                 if reason is None:
                     requests.append(request)
-                elif request.key not in done:
-                    rejected.append(_record(request, None, reason))
-            if rejected and number % world == rank:
-                shard.append(rejected)
-                yield rejected
-            batches = [
-                batch
-                for i, batch in enumerate(self.engine.plan(requests))
-                if (number + i) % world == rank
-                and any(request.key not in done for request in batch)
-            ]
-            for answers in self.engine.generate(batches):
-                records = [
-                    _record(
-                        request,
-                        generation,
-                        first_reason(self.filters, request, generation),
-                    )
-                    for request, generation in answers
-                    if request.key not in done
-                ]
-                shard.append(records)
-                yield records
+                elif not done[n] and number % world == rank:
+                    unasked.append(_line(request, reason=reason))
+            for i, batch in enumerate(self.engine.plan(requests)):
+                mine = (number + i) % world == rank
+                if mine and not all(done[request.n] for request in batch):
+                    yield batch
 
-    def _request(self, row, behaviour):
-        text, instruction = row["text"], behaviour.instruction
+    def _request(self, n, row, ask):
+        behaviour, instruction = self.asks[ask]
         prefix, suffix = self.prompt.ids(instruction)
-        slot = self.prompt.slot_ids(instruction, text)
-        prompt_ids = (*prefix, *slot, *suffix)
-        return Request(row_key(row, behaviour), behaviour, text, prompt_ids)
+        slot = self.prompt.slot_ids(instruction, row["text"])
+        return Request(
+            n,
+            row_key(row, behaviour),
+            behaviour,
+            instruction,
+            row["text"],
+            (*prefix, *slot, *suffix),
+        )
+
+    def _record(self, request, answer):
+        if isinstance(answer, Refused):
+            return _line(request, reason=answer.reason)
+        reason = first_reason(self.filters, request, answer)
+        return _line(request, answer, reason)
 
 
-def _record(request, generation, reason):
-    """One line of a shard."""
+def _line(request, generation=None, reason=None):
+    """One line of a shard; see `shards.RECORD`."""
     return {
+        "n": request.n,
         "ID": request.key,
-        "behaviour": request.behaviour.name,
-        "text": request.text,
         "response": generation.text if generation else "",
         "response_ids": generation.ids if generation else [],
         "ended": bool(generation and generation.ended),
         "reason": reason,
     }
-
-
-def _chunks(items, size):
-    """Lists of at most ``size`` items."""
-    items = iter(items)
-    while chunk := list(itertools.islice(items, size)):
-        yield chunk

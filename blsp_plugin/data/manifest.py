@@ -12,6 +12,7 @@ import math
 import os
 from typing import NamedTuple
 
+import numpy
 from speechbrain.utils.logger import get_logger
 
 from blsp_plugin.data.audio import probe_many
@@ -23,6 +24,8 @@ __all__ = [
     "Manifest",
     "Rejected",
     "check_rejected",
+    "first_places",
+    "iter_manifest",
     "read_manifest",
     "write_csv",
     "write_rejected",
@@ -32,6 +35,7 @@ logger = get_logger(__name__)
 
 # A CSV's duration may be rounded; further off than this, the header is right.
 DURATION_SLACK = 0.1
+REPEATED = "ID {} is already that of row {}; give each row its own"
 
 
 class Rejected(NamedTuple):
@@ -148,9 +152,11 @@ def _parquet_records(path, needed):
         with pyarrow.parquet.ParquetFile(path, memory_map=True) as file:
             _check_columns(path, file.schema_arrow.names, needed)
             for batch in file.iter_batches(columns=list(needed)):
-                for record in batch.to_pylist():
+                # By column: three times as fast as the batch's to_pylist.
+                columns = [batch[name].to_pylist() for name in needed]
+                for values in zip(*columns, strict=True):
                     number += 1
-                    yield number, record, None
+                    yield number, dict(zip(needed, values, strict=True)), None
     except (pyarrow.ArrowException, OSError) as error:
         raise BadInput(
             f"{path}: not a readable Parquet file ({error}); write it again"
@@ -173,13 +179,13 @@ def _parse_duration(value):
     return duration
 
 
-def _add_audio(row, record, root, probe):
+def _add_audio(row, record, root, check):
     """Fill in ``wav`` and ``duration``, or raise BadInput."""
     row["wav"] = _as_text(record["wav"]).strip().replace("$data_root", root)
     if not row["wav"]:
         raise BadInput("empty wav; give the path of the clip")
     row["duration"] = _parse_duration(record["duration"])
-    if not probe and not os.path.isfile(row["wav"]):
+    if check and not os.path.isfile(row["wav"]):
         raise BadInput(
             f"{row['wav']}: no such audio file; correct the path or data_root"
         )
@@ -206,6 +212,105 @@ def _probe_rows(path, numbered):
             row["duration"] = info.duration
         good.append((number, row))
     return good, rejected
+
+
+def iter_manifest(
+    path,
+    text_key="wrd",
+    data_root=None,
+    keep=(),
+    need_audio=True,
+    check_audio=True,
+):
+    """Read a manifest row by row: any number of rows, little memory.
+
+    Repeated IDs are not noticed here; see `first_places`.
+
+    Arguments
+    ---------
+    path, text_key, data_root, keep, need_audio
+        As those of `read_manifest`.
+    check_audio : bool
+        Whether a row whose clip is not there is bad.
+
+    Yields
+    ------
+    number : int
+        Line of the row in a text file, its number in a Parquet file.
+    row : dict
+        As `read_manifest` describes; of a bad row only ``id`` is sure.
+    reason : str or None
+        What is wrong with it.
+
+    Raises
+    ------
+    BadInput
+        As `read_manifest`.
+    """
+    path = os.fspath(path)
+    if not os.path.isfile(path):
+        raise BadInput(
+            f"{path}: no such manifest; correct the path or prepare the data"
+        )
+    root = os.fspath(data_root or os.path.dirname(os.path.abspath(path)))
+    needed = ["ID", text_key, *keep]
+    if need_audio:
+        needed += ["wav", "duration"]
+    parquet = path.endswith(".parquet")
+    read_records = _parquet_records if parquet else _csv_records
+    number = 0
+    for number, record, reason in read_records(
+        path, list(dict.fromkeys(needed))
+    ):
+        row = {"id": _as_text(record["ID"]).strip() if record else ""}
+        try:
+            if reason:
+                raise BadInput(reason)
+            if not row["id"]:
+                raise BadInput("empty ID; give the row one")
+            if need_audio:
+                _add_audio(row, record, root, check_audio)
+            row["text"] = normalise_transcript(_as_text(record[text_key]))
+            if not row["text"]:
+                raise BadInput(
+                    f"empty transcript in column {text_key!r}; fill it in or "
+                    "drop the row"
+                )
+        except BadInput as error:
+            reason = str(error)
+        else:
+            row.update({name: record[name] for name in keep if name not in row})
+        yield number, row, reason
+    if not number:
+        raise BadInput(f"{path}: has no rows; prepare the data again")
+
+
+def first_places(hashes):
+    """For each row the place of the first one with its hash.
+
+    Arguments
+    ---------
+    hashes : sequence of int
+        Of the rows' IDs, 64 bits: two of ten million different IDs share one
+        in three of a million cases.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape (rows,), int64; rows that point to themselves are no repeats.
+
+    Example
+    -------
+    >>> first_places([7, 8, 7, 9, 8]).tolist()
+    [0, 1, 0, 3, 1]
+    """
+    hashes = numpy.asarray(hashes, dtype=numpy.int64)
+    order = numpy.argsort(hashes, kind="stable")
+    new = numpy.ones(len(hashes), dtype=bool)
+    new[1:] = hashes[order[1:]] != hashes[order[:-1]]
+    first = numpy.empty(len(hashes), dtype=numpy.int64)
+    first[order] = order[new][numpy.cumsum(new) - 1]
+    return first
 
 
 def read_manifest(
@@ -255,49 +360,26 @@ def read_manifest(
     >>> manifest.rejected[0].row, manifest.rejected[0].reason
     (3, "empty transcript in column 'wrd'; fill it in or drop the row")
     """
-    path = os.fspath(path)
-    if not os.path.isfile(path):
-        raise BadInput(
-            f"{path}: no such manifest; correct the path or prepare the data"
-        )
-    root = os.fspath(data_root or os.path.dirname(os.path.abspath(path)))
-    needed = ["ID", text_key, *keep]
-    if need_audio:
-        needed += ["wav", "duration"]
-    parquet = path.endswith(".parquet")
-    read_records = _parquet_records if parquet else _csv_records
-    needed = list(dict.fromkeys(needed))
-    numbered, rejected, first_seen, number = [], [], {}, 0
-    for number, record, reason in read_records(path, needed):
-        row = {"id": _as_text(record["ID"]).strip() if record else ""}
-        try:
-            if reason:
-                raise BadInput(reason)
-            if not row["id"]:
-                raise BadInput("empty ID; give the row one")
-            if need_audio:
-                _add_audio(row, record, root, probe)
-            row["text"] = normalise_transcript(_as_text(record[text_key]))
-            if not row["text"]:
-                raise BadInput(
-                    f"empty transcript in column {text_key!r}; fill it in or "
-                    "drop the row"
-                )
-            if row["id"] in first_seen:
-                raise BadInput(
-                    f"ID {row['id']} is already that of row "
-                    f"{first_seen[row['id']]}; give each row its own"
-                )
-        except BadInput as error:
-            rejected.append(Rejected(row["id"], path, number, str(error)))
-            continue
-        first_seen[row["id"]] = number
-        row.update({name: record[name] for name in keep if name not in row})
-        numbered.append((number, row))
-    if not number:
-        raise BadInput(f"{path}: has no rows; prepare the data again")
+    numbered, rejected = [], []
+    rows = iter_manifest(
+        path, text_key, data_root, keep, need_audio, check_audio=not probe
+    )
+    for number, row, reason in rows:
+        if reason is None:
+            numbered.append((number, row))
+        else:
+            rejected.append(
+                Rejected(row["id"], os.fspath(path), number, reason)
+            )
+    first = first_places([hash(row["id"]) for _, row in numbered])
+    for place in numpy.flatnonzero(first != numpy.arange(len(first))):
+        number, row = numbered[place]
+        reason = REPEATED.format(row["id"], numbered[first[place]][0])
+        rejected.append(Rejected(row["id"], os.fspath(path), number, reason))
+    numbered = [numbered[place] for place in numpy.unique(first)]
+    rejected.sort(key=lambda bad: bad.row)
     if probe and need_audio:
-        numbered, unreadable = _probe_rows(path, numbered)
+        numbered, unreadable = _probe_rows(os.fspath(path), numbered)
         rejected = sorted(rejected + unreadable, key=lambda bad: bad.row)
     return Manifest([row for _, row in numbered], rejected)
 

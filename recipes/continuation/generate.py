@@ -10,6 +10,13 @@ own LLM and corpus, on several processes:
 > torchrun --nproc_per_node=2 recipes/continuation/generate.py \
     hparams/generate.yaml --distributed_backend gloo
 
+As the jobs of a cluster, and what brings their parts together:
+
+> python recipes/continuation/generate.py hparams/generate.yaml \
+    --shard 0/2 --output_folder results/part0
+> python recipes/continuation/generate.py hparams/generate.yaml \
+    --merge_folders "[results/part0, results/part1]"
+
 Stopped in any way, it continues when the same command is run again; finished,
 it returns at once. `--debug` takes a few rows and writes to a folder `debug`.
 
@@ -17,80 +24,55 @@ Authors
  * The blsp_plugin team 2026
 """
 
-import logging
 import os
 import sys
-import time
 
 import speechbrain as sb
-import torch
 from speechbrain.utils.distributed import ddp_barrier, if_main_process
 from speechbrain.utils.logger import get_logger
-from tqdm import tqdm
 
 from blsp_plugin.continuation.folder import OutputFolder
-from blsp_plugin.continuation.writer import Shard, shard_path
+from blsp_plugin.continuation.inputs import manifest_source, recased_source
+from blsp_plugin.continuation.run import write_responses
 from blsp_plugin.data.corpora import prepare_corpus
-from blsp_plugin.data.manifest import read_manifest
-from blsp_plugin.data.text import recase
-from blsp_plugin.distributed import ranks, sum_over_ranks
 from blsp_plugin.errors import one_line_errors
 from blsp_plugin.hparams import load_hparams
 
 logger = get_logger(__name__)
-logging.raiseExceptions = False  # a full disk is reported once, at the end
 DEBUG_ROWS = 8
 
 
-def read_splits(hparams, debug):
-    """Read the transcripts to be continued: {split: rows}, and bad rows."""
+def find_transcripts(hparams, debug):
+    """The transcripts to be continued, as `OutputFolder.prepare` takes them."""
     names = ("data_folder", "save_folder", "train_splits", "valid_splits")
     corpus = {"test_splits": [], **{name: hparams[name] for name in names}}
     if if_main_process():
         prepare_corpus(**corpus, skip_prep=hparams["skip_prep"])
     ddp_barrier()
     files = prepare_corpus(**corpus, skip_prep=True)
-    splits, rejected = {}, []
-    for split in ("train", "valid"):
-        manifest = read_manifest(
-            getattr(files, f"{split}_csv"),
-            text_key=hparams["text_key"],
-            data_root=files.data_root,
-            keep=hparams["keep_columns"],
-        )
-        splits[split] = manifest.rows[: DEBUG_ROWS if debug else None]
-        rejected += [bad._asdict() for bad in manifest.rejected]
-        for row in splits[split]:
-            row["transcript"] = row["text"]
-            if hparams["recase"]:
-                row["text"] = recase(row["text"], hparams["language"])
-    return splits, rejected
+    return manifest_source(
+        {"train": files.train_csv, "valid": files.valid_csv},
+        text_key=hparams["text_key"],
+        data_root=files.data_root,
+        keep=hparams["keep_columns"],
+        check_audio=hparams["check_audio"],
+        rule_language=hparams["language"] if hparams["recase"] else None,
+        limit=DEBUG_ROWS if debug else None,
+    )
 
 
-def generate(continuation, output, done, run_opts):
-    """Write what is missing; return rows and tokens of all processes."""
-    rank, world = ranks()
-    counts = torch.zeros(2, dtype=torch.int64, device=run_opts["device"])
-    start = time.time()
-    for split, rows in output.splits.items():
-        bar = tqdm(
-            desc=split,
-            total=sum(1 for _ in continuation.items(rows)),
-            initial=len(done[split]),
-            unit="row",
-            disable=rank > 0 or run_opts.get("noprogressbar"),
-        )
-        with bar, Shard(shard_path(output.shards, split, rank)) as shard:
-            for records in continuation.write(
-                rows, shard, done[split], rank, world
-            ):
-                tokens = sum(len(record["response_ids"]) for record in records)
-                counts += torch.tensor([len(records), tokens]).to(counts)
-                # The other processes have done about as much.
-                bar.update(min(len(records) * world, bar.total - bar.n))
-                speed = counts[1].item() * world / (time.time() - start)
-                bar.set_postfix_str(f"{speed:.0f} tokens/s")
-    return sum_over_ranks(counts).tolist()
+def fill(output, splits, source, merge_folders, hparams, run_opts):
+    """Write what a folder lacks, or bring it here from other folders."""
+    if if_main_process():
+        output.prepare(splits, source, hparams["max_rejected"])
+    ddp_barrier()
+    if merge_folders and not output.is_finished():
+        if if_main_process():
+            output.adopt(merge_folders)
+        ddp_barrier()
+    return write_responses(
+        output, run_opts["device"], not run_opts.get("noprogressbar")
+    )
 
 
 @one_line_errors
@@ -107,37 +89,38 @@ def main(argv):
         hyperparams_to_save=base,
         overrides=overrides,
     )
+    options = {"keep": hparams["keep_columns"], "shard": hparams["shard"]}
 
-    # 1. The transcripts, and whether the folder is theirs.
-    splits, rejected = read_splits(hparams, debug)
-    continuation = hparams["continuation"]
-    output = OutputFolder(folder, continuation, splits, hparams["keep_columns"])
-    output.check()
+    # 1. The transcripts; the LLM restores their case where a rule will not do.
+    splits, source = find_transcripts(hparams, debug)
+    merge = hparams["merge_folders"]
+    if hparams["recasing"] is not None:
+        recased = OutputFolder(
+            os.path.join(folder, "recasing"), hparams["recasing"], **options
+        )
+        parts = [os.path.join(part, "recasing") for part in merge]
+        fill(recased, splits, source, parts, hparams, run_opts)
+        splits, source = recased_source(recased)
+
+    # 2. The responses.
+    output = OutputFolder(folder, hparams["continuation"], **options)
+    written = fill(output, splits, source, merge, hparams, run_opts)
     if output.is_finished():
         logger.info("%s: everything is written already", folder)
         return
-    if if_main_process():
-        output.begin(rejected, hparams["max_rejected"])
-    ddp_barrier()
-
-    # 2. The responses.
-    hparams["llm_model"].to(run_opts["device"])
-    done = output.scan()
-    ddp_barrier()  # nobody writes before everybody has looked
-    start = time.time()
-    n_rows, n_tokens = generate(continuation, output, done, run_opts)
-    seconds = time.time() - start
+    if output.parts > 1:
+        logger.info(
+            "%s: part %s is written; when all parts are, run this command "
+            "with --merge_folders instead of --shard",
+            folder,
+            hparams["shard"],
+        )
+        return
 
     # 3. The tables.
+    ddp_barrier()  # until everybody has written
     if if_main_process():
-        metrics = output.finish(
-            rejected,
-            resumed=sum(map(len, done.values())),
-            seconds=seconds,
-            rows_per_second=n_rows / seconds,
-            tokens_per_second=n_tokens / seconds,
-        )
-        for name, value in metrics.items():
+        for name, value in output.finish(**written.speeds).items():
             logger.info("%s: %.4g", name, value)
     ddp_barrier()
 

@@ -1,101 +1,26 @@
-"""Engines: what writes the responses, behind one interface.
-
-An engine first plans a window of requests into batches, then generates batch
-by batch. The plan depends on the requests alone, and a batch is always
-generated whole, even if a killed run has already written a part of it: in
-bfloat16 a text can depend on its batch, so this is what makes a resumed run
-equal to an unbroken one, on any number of processes.
+"""The LLM in this process, through transformers.
 
 Authors
  * The blsp_plugin team 2026
 """
 
 import itertools
-from typing import NamedTuple
 
-from blsp_plugin.continuation import greedy
+from blsp_plugin.continuation.engines import greedy
+from blsp_plugin.continuation.engines.base import Engine, own_ids
 from blsp_plugin.errors import BadInput
 from blsp_plugin.packing import Row, pack
 
-__all__ = ["Engine", "HFEngine", "Request"]
-
-
-class Request(NamedTuple):
-    """One response to be written.
-
-    Arguments
-    ---------
-    key : str
-        ID of the response.
-    behaviour : Behaviour
-        Instruction and decoding settings.
-    text : str
-        The transcript in the prompt.
-    prompt_ids : tuple of int
-        The whole prompt: the text twin of what training will see.
-    """
-
-    key: str
-    behaviour: object
-    text: str
-    prompt_ids: tuple
-
-
-class Engine:
-    """What every engine does.
-
-    Attributes
-    ----------
-    window : int
-        How many requests it wants to see at once.
-    """
-
-    window = 512
-
-    def plan(self, requests):
-        """Split a window into batches; the same window gives the same ones.
-
-        Arguments
-        ---------
-        requests : list of Request
-            At most ``window``.
-
-        Returns
-        -------
-        list of list of Request
-        """
-        raise NotImplementedError
-
-    def generate(self, batches):
-        """Write the responses, in groups that are ready to be stored.
-
-        Arguments
-        ---------
-        batches : list of list of Request
-            From `plan`, perhaps not all of them.
-
-        Yields
-        ------
-        list of (Request, Generation)
-        """
-        raise NotImplementedError
-
-    def fingerprint(self):
-        """Short name of what decides the texts, a str without newlines."""
-        raise NotImplementedError
-
-    def describe(self):
-        """Everything worth knowing later, a dict for JSON."""
-        raise NotImplementedError
+__all__ = ["HFEngine"]
 
 
 class HFEngine(Engine):
-    """Runs the LLM here, in batches of one behaviour and similar length.
+    """Runs the LLM here, in batches of one instruction and similar length.
 
     Arguments
     ---------
     llm : FrozenLLM
-        Already on its device.
+        Any causal LM.
     batch_size : int
         Rows generated together; lower it if memory runs out (a run may be
         continued with another batch size).
@@ -105,10 +30,13 @@ class HFEngine(Engine):
     Example
     -------
     >>> from blsp_plugin.continuation.behaviours import Behaviour
+    >>> from blsp_plugin.continuation.engines import Request
     >>> engine = HFEngine(llm=None, batch_size=2)
     >>> go_on = Behaviour("continue", "Go on.")
-    >>> requests = [Request(k, go_on, k, (0,) * len(k)) for k in ("abc", "a",
-    ...     "ab")]
+    >>> requests = [
+    ...     Request(n, key, go_on, "Go on.", key, (0,) * len(key))
+    ...     for n, key in enumerate(("abc", "a", "ab"))
+    ... ]
     >>> [[r.key for r in batch] for batch in engine.plan(requests)]
     [['abc', 'ab'], ['a']]
     """
@@ -120,15 +48,22 @@ class HFEngine(Engine):
         self.batch_size = batch_size
         self.window = max(window, batch_size)
 
+    def to(self, device):
+        """Move the LLM to the device."""
+        self.llm.to(device)
+
     def plan(self, requests):
-        """Batches of one behaviour each, longest first: see `Engine.plan`."""
-        # One behaviour, so that a batch shares its decoding settings; longest
-        # first, so that too large a batch fails at once.
-        ordered = sorted(
-            requests, key=lambda r: (r.behaviour.name, -len(r.prompt_ids))
-        )
+        """Batches of one instruction each, longest first: see `Engine.plan`."""
+
+        # One behaviour, so that a batch shares its decoding settings, and one
+        # instruction, which is then read once; longest first, so that too
+        # large a batch fails at once.
+        def kind(request):
+            return request.behaviour.name, request.instruction
+
+        ordered = sorted(requests, key=lambda r: (kind(r), -len(r.prompt_ids)))
         batches = []
-        for _, group in itertools.groupby(ordered, lambda r: r.behaviour.name):
+        for _, group in itertools.groupby(ordered, kind):
             group = list(group)
             for start in range(0, len(group), self.batch_size):
                 batches.append(group[start : start + self.batch_size])
@@ -162,7 +97,11 @@ class HFEngine(Engine):
         )
         if behaviour.stop is not None:
             generations = [
-                self._without_stop(generation, behaviour.stop)
+                generation._replace(
+                    ids=own_ids(
+                        self.llm.tokenizer, generation.ids, behaviour.stop
+                    )
+                )
                 for generation in generations
             ]
         return generations
@@ -182,10 +121,3 @@ class HFEngine(Engine):
             "batch_size": self.batch_size,
             "window": self.window,
         }
-
-    def _without_stop(self, generation, stop):
-        """The stop text is no part of the response, so its ids are not."""
-        ids = list(generation.ids)
-        while ids and stop in self.llm.tokenizer.decode(ids):
-            ids.pop()
-        return generation._replace(ids=ids)

@@ -1,0 +1,287 @@
+"""Any OpenAI-compatible server: vLLM, SGLang, llama.cpp, transformers, ...
+
+This is how stage 1 uses a cluster: it serves the LLM however it likes, and
+this engine keeps many requests in flight, whatever the number of its machines.
+
+Authors
+ * The blsp_plugin team 2026
+"""
+
+import asyncio
+import itertools
+
+from speechbrain.utils.logger import get_logger
+
+from blsp_plugin.continuation.engines.base import Engine, Refused, own_ids
+from blsp_plugin.errors import BadInput
+from blsp_plugin.llm import Generation
+
+__all__ = ["ServerEngine"]
+
+logger = get_logger(__name__)
+
+# A server that refuses this many requests in a row is not meant for them.
+MAX_REFUSALS = 32
+PROMPT_KINDS = ("ids", "text")
+
+
+class ServerEngine(Engine):
+    """Asks a server for completions.
+
+    Prompts travel as token ids, so that the server reads the very prompt that
+    training will see, control strings in transcripts included. Servers that
+    take text only get text, and rows whose text they would tokenise otherwise
+    are rejected.
+
+    Arguments
+    ---------
+    url : str
+        The API's base, "http://host:8000/v1", say.
+    model : str
+        Name under which the server knows the LLM.
+    tokenizer : transformers.PreTrainedTokenizerBase
+        Of the same LLM.
+    prompt_as : str
+        "ids" (vLLM, SGLang, llama.cpp) or "text".
+    concurrency : int
+        Requests in flight.
+    timeout : float
+        Seconds that one request may take.
+    max_retries : int
+        How often a request is repeated when the server is down, overloaded or
+        too slow; the waits double from 0.5 s to 8 s (ten retries: a minute).
+    api_key : str
+        If the server wants one.
+    extra_body : dict, optional
+        Further fields of each request. ``{"return_token_ids": True}`` makes
+        vLLM send its tokens; from other servers the response is tokenised.
+    window : int
+        Rows planned together.
+
+    Raises
+    ------
+    BadInput
+        If an argument makes no sense, or `openai` is not installed.
+    """
+
+    def __init__(
+        self,
+        url,
+        model,
+        tokenizer,
+        prompt_as="ids",
+        concurrency=64,
+        timeout=600.0,
+        max_retries=10,
+        api_key="none",
+        extra_body=None,
+        window=512,
+    ):
+        if prompt_as not in PROMPT_KINDS:
+            raise BadInput(
+                f"prompt_as {prompt_as!r}: is none of {PROMPT_KINDS}"
+            )
+        if concurrency < 1:
+            raise BadInput(f"concurrency {concurrency}: must be at least 1")
+        self.url = url
+        self.model = model
+        self.tokenizer = tokenizer
+        self.prompt_as = prompt_as
+        self.concurrency = concurrency
+        self.timeout = timeout
+        self.max_retries = max_retries
+        self.api_key = api_key
+        self.extra_body = dict(extra_body or {})
+        self.window = window
+        self._refusals = 0
+
+    def to(self, device):
+        """See that the server is there, and has the model."""
+        self._run_one(self._find_model())
+
+    def plan(self, requests):
+        """One request a batch: the server makes its own."""
+        return [[request] for request in requests]
+
+    def generate(self, batches):
+        """Groups of what has come back: see `Engine.generate`."""
+        requests = itertools.chain.from_iterable(batches)
+        loop = asyncio.new_event_loop()
+        pending = set()
+        client = self._client()
+        try:
+            while True:
+                for request in itertools.islice(
+                    requests, self.concurrency - len(pending)
+                ):
+                    pending.add(loop.create_task(self._ask(client, request)))
+                if not pending:
+                    return
+                done, pending = loop.run_until_complete(
+                    asyncio.wait(
+                        pending, return_when=asyncio.FIRST_COMPLETED
+                    )
+                )
+                good = [task for task in done if task.exception() is None]
+                if good:
+                    yield [task.result() for task in good]
+                # What has come back is on the disk now.
+                for task in done:
+                    task.result()
+        finally:
+            loop.run_until_complete(_leave(client, pending))
+            loop.close()
+
+    def fingerprint(self):
+        """The served name: nobody here gets to see the weights."""
+        return f"unknown weights served as {self.model}"
+
+    def describe(self):
+        """The server and how it was asked: see `Engine.describe`."""
+        return {
+            "engine": type(self).__name__,
+            "llm": self.fingerprint(),
+            "url": self.url,
+            "prompt_as": self.prompt_as,
+            "concurrency": self.concurrency,
+            "extra_body": self.extra_body,
+        }
+
+    def _client(self):
+        try:
+            # Only this engine needs it.
+            import openai
+        except ImportError as error:
+            raise BadInput(
+                "the server engine needs the package openai: "
+                "pip install openai"
+            ) from error
+        return openai.AsyncOpenAI(
+            base_url=self.url,
+            api_key=self.api_key,
+            timeout=self.timeout,
+            max_retries=self.max_retries,
+        )
+
+    def _run_one(self, coroutine):
+        loop = asyncio.new_event_loop()
+        try:
+            return loop.run_until_complete(coroutine)
+        finally:
+            loop.close()
+
+    async def _find_model(self):
+        client = self._client()
+        try:
+            models = await self._call(client.models.list)
+        finally:
+            await client.close()
+        names = [model.id for model in models.data]
+        # A server that lists nothing loads what it is asked for.
+        if names and self.model not in names:
+            raise BadInput(
+                f"{self.url}: serves {', '.join(names)}, not {self.model}; "
+                "name the model as the server does"
+            )
+
+    async def _call(self, method, **kwargs):
+        """Call the client; what cannot be mended by waiting is one line."""
+        import openai
+
+        try:
+            return await method(**kwargs)
+        except (
+            openai.BadRequestError,
+            openai.UnprocessableEntityError,
+        ):
+            raise
+        except openai.APIStatusError as error:
+            raise BadInput(
+                f"{self.url}: answered {error.status_code} "
+                f"({_short(error)}){self._tried(error.status_code)}; look at "
+                "the server's log, then run the same command again: what is "
+                "written is kept"
+            ) from error
+        except openai.APIConnectionError as error:
+            raise BadInput(
+                f"{self.url}: no answer ({_short(error)}), tried "
+                f"{self.max_retries + 1} times; start the server or correct "
+                "the url, then run the same command again: what is written "
+                "is kept"
+            ) from error
+
+    def _tried(self, status):
+        again = status in (408, 409, 429) or status >= 500
+        return f", tried {self.max_retries + 1} times" if again else ""
+
+    async def _ask(self, client, request):
+        """One request and its answer."""
+        import openai
+
+        prompt = list(request.prompt_ids)
+        if self.prompt_as == "text":
+            prompt = self._as_text(prompt)
+            if prompt is None:
+                return request, Refused("cannot be sent as text")
+        behaviour = request.behaviour
+        try:
+            completion = await self._call(
+                client.completions.create,
+                model=self.model,
+                prompt=prompt,
+                max_tokens=behaviour.max_new_tokens,
+                temperature=0.0,
+                **({"stop": [behaviour.stop]} if behaviour.stop else {}),
+                extra_body=self.extra_body,
+            )
+        except (
+            openai.BadRequestError,
+            openai.UnprocessableEntityError,
+        ) as error:
+            self._refusals += 1
+            reason = f"refused by the server ({_short(error)})"
+            if self._refusals >= MAX_REFUSALS:
+                raise BadInput(
+                    f"{self.url}: {self._refusals} requests in a row were "
+                    f"{reason}, the last was {request.key}; correct the "
+                    "engine's settings"
+                ) from error
+            return request, Refused(reason)
+        self._refusals = 0
+        return request, self._generation(completion.choices[0], behaviour.stop)
+
+    def _as_text(self, ids):
+        """The text that the server's tokenizer reads as these ids, or None."""
+        text = self.tokenizer.decode(ids, skip_special_tokens=False)
+        bos = self.tokenizer.bos_token
+        texts = [text]
+        if bos and text.startswith(bos):
+            # Most tokenizers begin a text with it by themselves.
+            texts.insert(0, text.removeprefix(bos))
+        for text in texts:
+            if self.tokenizer(text)["input_ids"] == ids:
+                return text
+
+    def _generation(self, choice, stop):
+        ids = getattr(choice, "token_ids", None)
+        if ids is None:
+            ids = self.tokenizer(choice.text, add_special_tokens=False)
+            ids = ids["input_ids"]
+        text = choice.text.split(stop, 1)[0] if stop else choice.text
+        return Generation(
+            own_ids(self.tokenizer, ids, stop),
+            text.strip(),
+            choice.finish_reason == "stop",
+        )
+
+
+async def _leave(client, tasks):
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await client.close()
+
+
+def _short(error):
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:197] + "..."
