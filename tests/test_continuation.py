@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pyarrow.parquet
 import pytest
@@ -274,7 +275,12 @@ def test_hostile_transcripts_stay_text(family, request, tmp_path):
 def judge(check, response="", text="The sea was calm", ids=None, name=None):
     """The reason against a response, or None."""
     behaviour = Behaviour(name or "continue", "Go on.")
-    request = Request("a", behaviour, text, tuple(range(50)))
+    request = SimpleNamespace(
+        behaviour=behaviour,
+        instruction=behaviour.instruction,
+        text=text,
+        prompt_ids=tuple(range(50)),
+    )
     generation = None
     if response is not None:
         ids = list(range(len(response.split()))) if ids is None else ids
@@ -312,6 +318,15 @@ def test_filters_each_reason():
     assert judge(echo, "The sea was calm until a storm came up") is None
     assert judge(echo, "A storm came up.") is None
     assert judge(echo, "the sea was calm.", name="repeat") is None
+    assert judge(echo, "Go on. The sea was calm.") == "echo"
+    assert judge(echo, "Go on!") == "echo"
+
+    english = flt.WrongLanguage("en", behaviours=["continue"])
+    german = "Das Meer war ruhig, bis der Sturm kam."
+    assert judge(english, german) == "wrong language"
+    assert judge(english, german, name="translate") is None
+    assert judge(english, "The storm came at noon.") is None
+    assert judge(english, "Das Meer.") is None  # too short to tell
 
 
 def test_filter_for_an_unknown_behaviour_is_told(llm, prompt, caplog):
