@@ -60,6 +60,7 @@ setup(
         "datasets",
         "soundfile",
         "whisper-normalizer",
+        "py3langid>=0.4",
     ],
     extras_require={"demo": DEMO, "dev": DEV + DEMO},
 )

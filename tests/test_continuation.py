@@ -353,6 +353,15 @@ def test_filters_each_reason():
     assert judge(echo, "The sea was calm until a storm came up") is None
     assert judge(echo, "A storm came up.") is None
     assert judge(echo, "the sea was calm.", name="repeat") is None
+    assert judge(echo, "Go on. The sea was calm.") == "echo"
+    assert judge(echo, "Go on!") == "echo"
+
+    english = flt.WrongLanguage("en", behaviours=["continue"])
+    german = "Das Meer war ruhig, bis der Sturm kam."
+    assert judge(english, german) == "wrong language"
+    assert judge(english, german, name="translate") is None
+    assert judge(english, "The storm came at noon.") is None
+    assert judge(english, "Das Meer.") is None  # too short to tell
 
 
 def test_filter_for_an_unknown_behaviour_is_told(llm, prompt, caplog):

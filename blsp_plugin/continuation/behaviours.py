@@ -2,8 +2,8 @@
 
 The paper's one behaviour is to continue the text (arXiv 2309.00916, section
 3.1); its second version shows that mixing in others helps. A behaviour is
-declared in YAML: a name, an instruction, how to decode, and the share of the
-clips that get it.
+declared in YAML: a name, an instruction and perhaps paraphrases of it, how to
+decode, and the share of the clips that get it.
 
 Authors
  * The blsp_plugin team 2026
@@ -38,6 +38,9 @@ class Behaviour:
         1 is greedy.
     stop : str, optional
         A text that ends the response, for base models that don't end.
+    paraphrases : sequence of str
+        Other ways to say the instruction. A clip gets one of all, each of
+        them equally often.
 
     Raises
     ------
@@ -56,6 +59,7 @@ class Behaviour:
     share: float = 1.0
     num_beams: int = 1
     stop: str | None = None
+    paraphrases: tuple = ()
 
     def __post_init__(self):
         if not _NAME.fullmatch(str(self.name)):
@@ -72,12 +76,35 @@ class Behaviour:
                 raise BadInput(
                     f"behaviour {self.name}: {field} must be at least 1"
                 )
+        if not isinstance(self.paraphrases, list | tuple):
+            raise BadInput(
+                f"behaviour {self.name}: paraphrases must be a list; put "
+                f"brackets around {self.paraphrases!r}"
+            )
+        # YAML gives a list; a tuple can be hashed.
+        object.__setattr__(self, "paraphrases", tuple(self.paraphrases))
+        for said in self.instructions:
+            if not isinstance(said, str) or not said.strip():
+                raise BadInput(
+                    f"behaviour {self.name}: instruction {said!r} is no text"
+                )
+            if self.instructions.count(said) > 1:
+                raise BadInput(
+                    f"behaviour {self.name}: instruction {said!r} is there "
+                    "twice"
+                )
 
-    def takes(self, clip_id, seed=0):
-        """Whether a clip gets this behaviour.
+    @property
+    def instructions(self):
+        """The instruction and its paraphrases, a tuple of str."""
+        return (self.instruction, *self.paraphrases)
+
+    def draw(self, clip_id, seed=0):
+        """Which instruction a clip gets, if any.
 
         It depends on nothing but the arguments: not on the other clips, their
-        order or the other behaviours. A larger share only adds clips.
+        order or the other behaviours. A larger share only adds clips, and
+        changes nobody's instruction.
 
         Arguments
         ---------
@@ -88,17 +115,26 @@ class Behaviour:
 
         Returns
         -------
-        bool
+        int or None
+            Index in ``instructions``; None if it does not get this behaviour.
 
         Example
         -------
-        >>> half = Behaviour("label", "Name its topic.", share=0.5)
-        >>> 450 < sum(half.takes(f"clip{i}") for i in range(1000)) < 550
+        >>> half = Behaviour("label", "Name its topic.", share=0.5,
+        ...     paraphrases=["What is it about?"])
+        >>> drawn = [half.draw(f"clip{i}") for i in range(1000)]
+        >>> 200 < drawn.count(0) < 300 and 200 < drawn.count(1) < 300
         True
         """
+        if self.share == 1 and not self.paraphrases:
+            return 0
         name = f"{seed}\x1f{self.name}\x1f{clip_id}".encode()
-        draw = int.from_bytes(hashlib.sha256(name).digest()[:8], "big")
-        return draw < self.share * 2**64
+        digest = hashlib.sha256(name).digest()
+        # Two draws of different bytes don't know of each other.
+        if int.from_bytes(digest[:8], "big") >= self.share * 2**64:
+            return None
+        choice = int.from_bytes(digest[8:16], "big")
+        return choice * len(self.instructions) >> 64
 
 
 def assign(rows, behaviours, seed=0):
@@ -111,7 +147,7 @@ def assign(rows, behaviours, seed=0):
     behaviours : sequence of Behaviour
         In the order in which a row's responses are to stand.
     seed : int
-        For behaviours with a share below 1.
+        Of the draws.
 
     Yields
     ------
@@ -126,7 +162,7 @@ def assign(rows, behaviours, seed=0):
     """
     for row in rows:
         for behaviour in behaviours:
-            if behaviour.takes(row["id"], seed):
+            if behaviour.draw(row["id"], seed) is not None:
                 yield row, behaviour
 
 

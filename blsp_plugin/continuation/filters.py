@@ -8,8 +8,14 @@ Authors
  * The blsp_plugin team 2026
 """
 
+import functools
+import importlib.metadata
 import re
 from difflib import SequenceMatcher
+
+from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+from blsp_plugin.errors import BadInput
 
 __all__ = [
     "Filter",
@@ -20,6 +26,7 @@ __all__ = [
     "Refusal",
     "Repetition",
     "Echo",
+    "WrongLanguage",
     "first_reason",
 ]
 
@@ -249,17 +256,20 @@ class Repetition(Filter):
 
 
 class Echo(Filter):
-    """A "continuation" that merely repeats the transcript.
+    """A response that merely repeats its prompt: instruction or transcript.
 
     One that repeats the transcript and then goes on passes.
 
     Arguments
     ---------
     max_overlap : float
-        Fraction of the response's words that may be the transcript's, in its
+        Fraction of the response's words that may be the prompt's, in its
         order.
+    transcript : bool
+        Whether the transcript counts. False is for behaviours like "repeat",
+        which may say it again, but not their instruction.
     behaviours : sequence of str, optional
-        See `Filter`; leave out "repeat".
+        See `Filter`.
 
     Example
     -------
@@ -273,26 +283,27 @@ class Echo(Filter):
 
     reason = "echo"
 
-    def __init__(self, max_overlap=0.8, behaviours=None):
+    def __init__(self, max_overlap=0.8, transcript=True, behaviours=None):
         super().__init__(behaviours)
         self.max_overlap = max_overlap
+        self.transcript = transcript
 
-    def overlap(self, transcript, response):
-        """How much of the response is the transcript.
+    def overlap(self, given, response):
+        """How much of the response is some other text.
 
         Arguments
         ---------
-        transcript : str
-            What was to be continued.
+        given : str
+            What was in the prompt.
         response : str
-            The continuation.
+            What the LLM made of it.
 
         Returns
         -------
         float
             0 to 1; case and punctuation don't count.
         """
-        given, written = _words(transcript), _words(response)
+        given, written = _words(given), _words(response)
         if not written:
             return 0.0
         matcher = SequenceMatcher(None, given, written, autojunk=False)
@@ -300,8 +311,106 @@ class Echo(Filter):
         return same / len(written)
 
     def after(self, request, generation):
-        """True if the response is nothing but the transcript."""
-        return self.overlap(request.text, generation.text) > self.max_overlap
+        """True if the response is nothing but its prompt."""
+        said, text = request.instruction, request.text
+        if self.transcript:
+            # The response may have them in either order.
+            prompt = f"{said}\n{text}\n{said}"
+            return self.overlap(prompt, generation.text) > self.max_overlap
+        # A transcript may be much like the instruction.
+        return (
+            self.overlap(said, generation.text) > self.max_overlap
+            and self.overlap(text, generation.text) <= self.max_overlap
+        )
+
+
+@functools.cache
+def _identifier():
+    """The language identifier: half a second to load, one for all filters."""
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+
+
+class WrongLanguage(Filter):
+    """The response is clearly in another language than it should be.
+
+    Figures for the defaults are in docs/experiments.md, section 4: 0.1 % of
+    the English texts long enough to be judged are taken for something else.
+
+    Arguments
+    ---------
+    language : str
+        ISO 639 code of the right one, as "en"; a region ("pt-BR") is
+        ignored.
+    min_letters : int
+        Shorter responses are not judged. Counted in UTF-8 bytes of letters,
+        for a Chinese character says as much as three Latin ones.
+    ratio : float
+        How much likelier than the right language another one must be.
+    behaviours : sequence of str, optional
+        See `Filter`.
+
+    Raises
+    ------
+    BadInput
+        If the library does not know the language.
+
+    Example
+    -------
+    >>> english = WrongLanguage("en")
+    >>> english.is_other("Das Meer war ruhig, bis der Sturm kam.")
+    True
+    >>> english.is_other("The sea was calm until the storm came.")
+    False
+    >>> english.is_other("Das Meer.")  # too short to tell
+    False
+    """
+
+    reason = "wrong language"
+
+    def __init__(
+        self, language="en", min_letters=20, ratio=10, behaviours=None
+    ):
+        super().__init__(behaviours)
+        self.language = language
+        self.min_letters = min_letters
+        self.ratio = ratio
+        # Another version may judge otherwise.
+        version = importlib.metadata.version("py3langid")
+        self.library = f"py3langid {version}"
+        if self._code() not in _identifier().labels:
+            raise BadInput(
+                f"language {language!r}: WrongLanguage does not know it; give "
+                f"one of {' '.join(sorted(_identifier().labels))}, or leave "
+                "this filter out"
+            )
+
+    def _code(self):
+        return re.split("[-_]", str(self.language).lower())[0]
+
+    def is_other(self, text):
+        """Whether a text is clearly in another language.
+
+        Arguments
+        ---------
+        text : str
+            A response.
+
+        Returns
+        -------
+        bool
+        """
+        letters = "".join(filter(str.isalpha, text))
+        if len(letters.encode()) < self.min_letters:
+            return False
+        ranked = _identifier().rank(text)
+        best, likelihood = ranked[0]
+        right = dict(ranked)[self._code()]
+        # "zxx" is no language: numbers, markup.
+        return best != "zxx" and likelihood > self.ratio * right
+
+    def after(self, request, generation):
+        """True if the response is in another language."""
+        return self.is_other(generation.text)
 
 
 def first_reason(filters, request, generation=None):
