@@ -8,7 +8,7 @@ import pyarrow.parquet
 import pytest
 
 from blsp_plugin.continuation.sheet import write_sheet
-from blsp_plugin.continuation.writer import COLUMNS
+from blsp_plugin.continuation.table import COLUMNS
 
 HOSTILE = [
     "<script>alert(1)</script>",

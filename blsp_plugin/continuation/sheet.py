@@ -59,7 +59,7 @@ def write_sheet(path, table_path, rejected=(), per_behaviour=50, seed=0):
     path : str
         The HTML file; appears whole or not at all.
     table_path : str
-        A finished Parquet table, see `blsp_plugin.continuation.writer`.
+        A finished Parquet table, see `blsp_plugin.continuation.table`.
     rejected : iterable of dict
         Lines of ``rejected.jsonl``: responses by their reason, and unusable
         input rows; up to 20 of each are shown.

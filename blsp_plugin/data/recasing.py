@@ -16,7 +16,7 @@ from difflib import SequenceMatcher
 from typing import NamedTuple
 
 from blsp_plugin.data.text import (
-    OPEN_END,
+    ends_open,
     is_shouted,
     needs_recasing,
     normalise_transcript,
@@ -134,7 +134,7 @@ def project(transcript, rewritten, language="en"):
             form = form[0].upper() + form[1:]
         gap = _merge(our_gaps[i + 1], gaps[i + 1])
         text += form + gap
-    text += "." if OPEN_END.search(text) else ""
+    text += "." if ends_open(text) else ""
     return Projection(text, len(pairs) / max(1, len(ours)))
 
 
