@@ -10,15 +10,11 @@ Authors
 import asyncio
 import itertools
 
-from speechbrain.utils.logger import get_logger
-
 from blsp_plugin.continuation.engines.base import Engine, Refused, own_ids
 from blsp_plugin.errors import BadInput
 from blsp_plugin.llm import Generation
 
 __all__ = ["ServerEngine"]
-
-logger = get_logger(__name__)
 
 # A server that refuses this many requests in a row is not meant for them.
 MAX_REFUSALS = 32
@@ -39,7 +35,7 @@ class ServerEngine(Engine):
         The API's base, "http://host:8000/v1", say.
     model : str
         Name under which the server knows the LLM.
-    tokenizer : transformers.PreTrainedTokenizerBase
+    prompt : Prompt
         Of the same LLM.
     prompt_as : str
         "ids" (vLLM, SGLang, llama.cpp) or "text".
@@ -68,7 +64,7 @@ class ServerEngine(Engine):
         self,
         url,
         model,
-        tokenizer,
+        prompt,
         prompt_as="ids",
         concurrency=64,
         timeout=600.0,
@@ -85,7 +81,8 @@ class ServerEngine(Engine):
             raise BadInput(f"concurrency {concurrency}: must be at least 1")
         self.url = url
         self.model = model
-        self.tokenizer = tokenizer
+        self.prompt = prompt
+        self.tokenizer = prompt.tokenizer
         self.prompt_as = prompt_as
         self.concurrency = concurrency
         self.timeout = timeout
@@ -94,10 +91,6 @@ class ServerEngine(Engine):
         self.extra_body = dict(extra_body or {})
         self.window = window
         self._refusals = 0
-
-    def to(self, device):
-        """See that the server is there, and has the model."""
-        self._run_one(self._find_model())
 
     def plan(self, requests):
         """One request a batch: the server makes its own."""
@@ -163,27 +156,6 @@ class ServerEngine(Engine):
             max_retries=self.max_retries,
         )
 
-    def _run_one(self, coroutine):
-        loop = asyncio.new_event_loop()
-        try:
-            return loop.run_until_complete(coroutine)
-        finally:
-            loop.close()
-
-    async def _find_model(self):
-        client = self._client()
-        try:
-            models = await self._call(client.models.list)
-        finally:
-            await client.close()
-        names = [model.id for model in models.data]
-        # A server that lists nothing loads what it is asked for.
-        if names and self.model not in names:
-            raise BadInput(
-                f"{self.url}: serves {', '.join(names)}, not {self.model}; "
-                "name the model as the server does"
-            )
-
     async def _call(self, method, **kwargs):
         """Call the client; what cannot be mended by waiting is one line."""
         import openai
@@ -218,9 +190,10 @@ class ServerEngine(Engine):
         """One request and its answer."""
         import openai
 
-        prompt = list(request.prompt_ids)
-        if self.prompt_as == "text":
-            prompt = self._as_text(prompt)
+        if self.prompt_as == "ids":
+            prompt = list(request.prompt_ids)
+        else:
+            prompt = self._as_text(request)
             if prompt is None:
                 return request, Refused("cannot be sent as text")
         behaviour = request.behaviour
@@ -250,16 +223,14 @@ class ServerEngine(Engine):
         self._refusals = 0
         return request, self._generation(completion.choices[0], behaviour.stop)
 
-    def _as_text(self, ids):
-        """The text that the server's tokenizer reads as these ids, or None."""
-        text = self.tokenizer.decode(ids, skip_special_tokens=False)
-        bos = self.tokenizer.bos_token
-        texts = [text]
-        if bos and text.startswith(bos):
-            # Most tokenizers begin a text with it by themselves.
-            texts.insert(0, text.removeprefix(bos))
-        for text in texts:
-            if self.tokenizer(text)["input_ids"] == ids:
+    def _as_text(self, request):
+        """The text that the server's tokenizer reads as the ids, or None."""
+        before, after = self.prompt.render(request.instruction)
+        text = before + request.text.strip() + after
+        # Most tokenizers begin a text with this by themselves.
+        bos = self.tokenizer.bos_token or ""
+        for text in (text.removeprefix(bos), text):
+            if self.tokenizer(text)["input_ids"] == list(request.prompt_ids):
                 return text
 
     def _generation(self, choice, stop):
@@ -283,5 +254,8 @@ async def _leave(client, tasks):
 
 
 def _short(error):
-    text = " ".join(str(error).split()) or type(error).__name__
+    """What went wrong, in the server's own words if it said any."""
+    response = getattr(error, "response", None)
+    text = (response.text if response is not None else "") or str(error)
+    text = " ".join(text.split()) or type(error).__name__
     return text if len(text) <= 200 else text[:197] + "..."
