@@ -16,8 +16,9 @@ from speechbrain.utils.logger import get_logger
 
 from blsp_plugin.data.audio import probe_many
 from blsp_plugin.data.text import normalise_transcript
+from blsp_plugin.data.writers import open_manifest
 from blsp_plugin.errors import BadInput
-from blsp_plugin.files import atomic_write, write_jsonl
+from blsp_plugin.files import write_jsonl
 
 __all__ = [
     "Manifest",
@@ -326,10 +327,9 @@ def write_csv(rows, path, columns):
     >>> path.read_text().splitlines()
     ['ID,wrd', 'a,"yes, no"']
     """
-    with atomic_write(path) as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows([row[name] for name in columns] for row in rows)
+    with open_manifest(path, columns) as write_row:
+        for row in rows:
+            write_row(row)
 
 
 def write_rejected(rejected, path):
