@@ -7,14 +7,13 @@ Authors
  * The blsp_plugin team 2026
 """
 
-import os
 from pathlib import Path
 
 from blsp_plugin.data.manifest import Rejected
 from blsp_plugin.data.preparation import (
     Clip,
     check_folder,
-    is_prepared,
+    make_order,
     prepare_manifests,
 )
 from blsp_plugin.errors import BadInput
@@ -152,20 +151,16 @@ def prepare_librispeech(
     if skip_prep:
         return
     data_folder = check_folder(data_folder)
-    splits = {
-        "train": list(train_splits),
-        "valid": list(valid_splits),
-        "test": list(test_splits),
-    }
-    order = {
-        "corpus": "LibriSpeech",
-        "data_folder": os.path.abspath(data_folder),
-        "splits": splits,
-    }
-    if not is_prepared(order, save_folder):
-        prepare_manifests(
-            order,
-            save_folder,
-            _read_splits(data_folder, splits),
-            max_rejected=max_rejected,
-        )
+    order = make_order(
+        "LibriSpeech",
+        data_folder,
+        train_splits,
+        valid_splits,
+        test_splits,
+    )
+    prepare_manifests(
+        order,
+        save_folder,
+        _read_splits(data_folder, order["splits"]),
+        max_rejected=max_rejected,
+    )

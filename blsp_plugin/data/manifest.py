@@ -8,13 +8,19 @@ Authors
 """
 
 import csv
+import functools
 import math
 import os
 from typing import NamedTuple
 
 from speechbrain.utils.logger import get_logger
 
-from blsp_plugin.data.audio import probe_many
+from blsp_plugin.data.audio import (
+    find_stretch,
+    probe_many,
+    probe_speech,
+    resampled_length,
+)
 from blsp_plugin.data.text import normalise_transcript
 from blsp_plugin.data.writers import open_manifest
 from blsp_plugin.errors import BadInput
@@ -33,6 +39,16 @@ logger = get_logger(__name__)
 
 # A CSV's duration may be rounded; further off than this, the header is right.
 DURATION_SLACK = 0.1
+
+# What the toolkit's scripts for CoVoST and GigaSpeech call the columns.
+ALIASES = {
+    "wrd": ("transcription", "text"),
+    "wav": ("audio_path",),
+    "spk_id": ("speaker",),
+}
+# From where to where in the recording, in samples or, as the toolkit's script
+# for GigaSpeech has it, in seconds. Optional.
+STRETCH = ("start", "stop", "begin_time", "end_time")
 
 
 class Rejected(NamedTuple):
@@ -72,13 +88,19 @@ class Manifest(NamedTuple):
     rejected: list
 
 
-def _check_columns(path, has, needed):
-    missing = [name for name in needed if name not in has]
-    if missing:
-        raise BadInput(
-            f"{path}, row 1: no column {missing[0]!r}, it has "
-            f"{', '.join(has)}; name the right column or add it"
-        )
+def _find_columns(path, has, needed):
+    """Which column of the file each needed one is; optional ones may lack."""
+    found = {}
+    for name in needed:
+        names = [n for n in (name, *ALIASES.get(name, ())) if n in has]
+        if names:
+            found[name] = names[0]
+        elif name not in STRETCH:
+            raise BadInput(
+                f"{path}, row 1: no column {name!r}, it has "
+                f"{', '.join(has)}; name the right column or add it"
+            )
+    return found
 
 
 def _find_line(path):
@@ -123,7 +145,7 @@ def _csv_records(path, needed):
                 continue
             if header is None:
                 header = fields
-                _check_columns(path, header, needed)
+                columns = _find_columns(path, header, needed)
             elif len(fields) != len(header):
                 reason = (
                     f"{len(fields)} fields where the header has "
@@ -133,7 +155,8 @@ def _csv_records(path, needed):
                     yield lost, None, reason
             else:
                 record = dict(zip(header, fields, strict=True))
-                yield number, {name: record[name] for name in needed}, None
+                record = {name: record[at] for name, at in columns.items()}
+                yield number, record, None
     if header is None:
         raise BadInput(f"{path}: is empty; prepare the data again")
 
@@ -147,11 +170,13 @@ def _parquet_records(path, needed):
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path, memory_map=True) as file:
-            _check_columns(path, file.schema_arrow.names, needed)
-            for batch in file.iter_batches(columns=list(needed)):
-                for record in batch.to_pylist():
+            columns = _find_columns(path, file.schema_arrow.names, needed)
+            for batch in file.iter_batches(columns=list(columns.values())):
+                # By column: three times as fast as the batch's to_pylist.
+                values = [batch[at].to_pylist() for at in columns.values()]
+                for fields in zip(*values, strict=True):
                     number += 1
-                    yield number, record, None
+                    yield number, dict(zip(columns, fields, strict=True)), None
     except (pyarrow.ArrowException, OSError) as error:
         raise BadInput(
             f"{path}: not a readable Parquet file ({error}); write it again"
@@ -184,6 +209,50 @@ def _add_audio(row, record, root, probe):
         raise BadInput(
             f"{row['wav']}: no such audio file; correct the path or data_root"
         )
+    row.update(_find_stretch(row["wav"], record))
+
+
+# Rows of one recording follow each other: one look at its header.
+_probe = functools.lru_cache(maxsize=64)(probe_speech)
+
+
+def _find_stretch(wav, record):
+    """{"start", "stop"} in samples; {} if the clip is the whole file."""
+    given = {name: _as_text(record.get(name)) for name in STRETCH}
+    start, stop, begin, end = given.values()
+    try:
+        if start or stop:
+            start, stop = int(start), int(stop)
+        elif begin or end:
+            begin, end = float(begin), float(end)
+            start, stop = find_stretch(wav, _probe(wav), begin, end)
+        else:
+            return {}
+    except BadInput:
+        raise
+    except ValueError:
+        start = stop = -1
+    if not 0 <= start < stop:
+        given = ", ".join(
+            f"{name} {given[name]!r}" for name in record if name in given
+        )
+        raise BadInput(f"{given}: no stretch of a recording; correct it")
+    return {"start": start, "stop": stop}
+
+
+def _heard(row, info):
+    """What of the file a row is about: samples at 16 kHz, seconds."""
+    if "stop" not in row:
+        return info.samples_16k, info.duration
+    length = round(info.duration * info.sample_rate)
+    if row["stop"] > length:
+        raise BadInput(
+            f"{row['wav']}: stop {row['stop']} is behind its {length} "
+            "samples; correct it or drop the row"
+        )
+    samples = row["stop"] - row["start"]
+    rate = info.sample_rate
+    return resampled_length(samples, rate), samples / rate
 
 
 def _probe_rows(path, numbered):
@@ -191,20 +260,23 @@ def _probe_rows(path, numbered):
     good, rejected = [], []
     results = probe_many([row["wav"] for _, row in numbered])
     for (number, row), info in zip(numbered, results, strict=True):
-        if isinstance(info, BadInput):
-            rejected.append(Rejected(row["id"], path, number, str(info)))
+        try:
+            if isinstance(info, BadInput):
+                raise info
+            row["samples"], duration = _heard(row, info)
+        except BadInput as error:
+            rejected.append(Rejected(row["id"], path, number, str(error)))
             continue
-        row["samples"] = info.samples_16k
-        if abs(row["duration"] - info.duration) > DURATION_SLACK:
+        if abs(row["duration"] - duration) > DURATION_SLACK:
             logger.warning(
                 "%s, row %d: duration %.2f s, but %s has %.2f s",
                 path,
                 number,
                 row["duration"],
                 row["wav"],
-                info.duration,
+                duration,
             )
-            row["duration"] = info.duration
+            row["duration"] = duration
         good.append((number, row))
     return good, rejected
 
@@ -218,7 +290,8 @@ def read_manifest(
     ---------
     path : str or os.PathLike
         ``*.parquet``, or else a CSV as the toolkit's preparers write it:
-        columns ``ID``, ``duration``, ``wav`` and a text.
+        columns ``ID``, ``duration``, ``wav`` and a text, optionally ``start``
+        and ``stop``; the toolkit's other names for them will do.
     text_key : str
         The column that holds the text: wrd, transcription, translation, ...
     data_root : str, optional
@@ -236,8 +309,10 @@ def read_manifest(
     -------
     Manifest
         Rows are dicts: ``id``, ``wav``, ``duration`` (float, seconds),
-        ``text`` (normalised, never empty), the ``keep`` columns, and with
-        ``probe`` also ``samples`` (int, at 16 kHz).
+        ``text`` (normalised, never empty), the ``keep`` columns, ``start``
+        and ``stop`` (int, samples at the file's own rate) of a clip that is a
+        stretch of its file, and with ``probe`` also ``samples`` (int, at
+        16 kHz).
 
     Raises
     ------
@@ -264,7 +339,7 @@ def read_manifest(
     root = os.fspath(data_root or os.path.dirname(os.path.abspath(path)))
     needed = ["ID", text_key, *keep]
     if need_audio:
-        needed += ["wav", "duration"]
+        needed += ["wav", "duration", *STRETCH]
     parquet = path.endswith(".parquet")
     read_records = _parquet_records if parquet else _csv_records
     needed = list(dict.fromkeys(needed))

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from speechbrain.utils.logger import get_logger
 from speechbrain.utils.parallel import parallel_map
 
-from blsp_plugin.data.audio import probe_speech
+from blsp_plugin.data.audio import find_stretch, probe_speech
 from blsp_plugin.data.manifest import Rejected, check_rejected, write_rejected
 from blsp_plugin.data.writers import open_manifest
 from blsp_plugin.errors import BadInput
@@ -32,6 +32,7 @@ __all__ = [
     "Clip",
     "check_folder",
     "is_prepared",
+    "make_order",
     "mark_prepared",
     "prepare_manifests",
 ]
@@ -42,7 +43,6 @@ logger = get_logger(__name__)
 COLUMNS = ("ID", "duration", "wav", "spk_id", "wrd")
 STRETCH = ("start", "stop")
 STAMP = "prepared.json"
-END_SLACK = 0.1  # seconds that a stretch may end behind its recording
 SUFFIXES = (".csv", ".parquet")
 
 
@@ -83,13 +83,50 @@ def check_folder(data_folder):
     return Path(data_folder)
 
 
+def make_order(corpus, data_folder, train, valid, test, **options):
+    """What decides the manifests of a corpus, as a preparer's stamp has it.
+
+    Arguments
+    ---------
+    corpus : str
+        Its name.
+    data_folder : str or os.PathLike
+        Where it is.
+    train : sequence of str
+        The corpus' splits that make ``train``; with none it is not written.
+    valid : sequence of str
+        Those of ``valid``.
+    test : sequence of str
+        Those of ``test``.
+    **options
+        What else decides them; JSON.
+
+    Returns
+    -------
+    dict
+
+    Example
+    -------
+    >>> make_order("LibriSpeech", "/data", ["train-clean-100"], [], [])
+    {'corpus': 'LibriSpeech', 'data_folder': '/data', \
+'splits': {'train': ['train-clean-100'], 'valid': [], 'test': []}}
+    """
+    splits = {"train": list(train), "valid": list(valid), "test": list(test)}
+    return {
+        "corpus": corpus,
+        "data_folder": os.path.abspath(data_folder),
+        "splits": splits,
+        **options,
+    }
+
+
 def is_prepared(order, save_folder):
     """Whether just this was prepared there before, and the files still are.
 
     Arguments
     ---------
     order : dict
-        What decides the manifests; JSON. Its ``corpus`` is for messages.
+        From `make_order`.
     save_folder : str or os.PathLike
         Where they are.
 
@@ -100,10 +137,12 @@ def is_prepared(order, save_folder):
     Example
     -------
     >>> folder = getfixture("tmp_path")
-    >>> order = {"corpus": "LibriSpeech"}
+    >>> order = make_order("LibriSpeech", "/data", [], [], [])
+    >>> is_prepared(order, folder)
+    False
     >>> mark_prepared(order, folder, [])
-    >>> is_prepared(order, folder), is_prepared({"corpus": "x"}, folder)
-    (True, False)
+    >>> is_prepared(order, folder)
+    True
     """
     folder = Path(save_folder)
     try:
@@ -123,7 +162,7 @@ def mark_prepared(order, save_folder, files, **counts):
     Arguments
     ---------
     order : dict
-        What decided the manifests.
+        From `make_order`.
     save_folder : str or os.PathLike
         Where they are.
     files : sequence of str
@@ -159,14 +198,13 @@ def prepare_manifests(
     Arguments
     ---------
     order : dict
-        What decides the manifests: ``corpus``, ``data_folder``, ``splits``
-        (by manifest name, "train", "valid" or "test"; the empty ones are not
-        written), options. JSON.
+        From `make_order`.
     save_folder : str or os.PathLike
         Where they go.
     clips : iterable of (str, Clip or Rejected or None)
-        Each with the name of its manifest; None for one that was left out on
-        purpose, and is counted.
+        Each with the name of its manifest, "train", "valid" or "test"; None
+        for one that was left out on purpose, and is counted. Not asked if
+        just this was prepared before.
     columns : sequence of str
         Of the manifests.
     suffix : str
@@ -186,24 +224,23 @@ def prepare_manifests(
     >>> soundfile.write(folder / "a.wav", [0.0] * 8000, 16000)
     >>> words = {"spk_id": "s", "wrd": "Hello"}
     >>> clip = Clip("a", folder / "a.wav", words, "list.txt", 1)
-    >>> order = {"corpus": "my corpus", "data_folder": str(folder)}
-    >>> order["splits"] = {"train": ["all"]}
+    >>> order = make_order("my corpus", folder, ["all"], [], [])
     >>> prepare_manifests(order, folder, [("train", clip)])
     >>> (folder / "train.csv").read_text().splitlines()[1]
     'a,0.5,$data_root/a.wav,s,Hello'
     """
+    if is_prepared(order, save_folder):
+        return
     save_folder = Path(save_folder)
     names = [name for name, parts in order["splits"].items() if parts]
     files = {name: name + suffix for name in names}
     listed = save_folder / "rejected.jsonl"
     counts, left_out = collections.Counter(), collections.Counter()
     with contextlib.ExitStack() as stack:
-        writers = {
-            name: stack.enter_context(
-                open_manifest(save_folder / file, columns)
-            )
-            for name, file in files.items()
-        }
+        writers = {}
+        for name, file in files.items():
+            manifest = open_manifest(save_folder / file, columns)
+            writers[name] = stack.enter_context(manifest)
 
         def write_rows():
             """Write the good rows, yield the bad ones."""
@@ -282,14 +319,6 @@ def _extent(clip, probe):
     info = probe(clip.path)
     if clip.stretch is None:
         return {"duration": info.duration}
-    begin, end = clip.stretch
-    if end <= info.duration + END_SLACK:
-        end = min(end, info.duration)
-    begin, end = (round(time * info.sample_rate) for time in (begin, end))
-    if not 0 <= begin < end <= round(info.duration * info.sample_rate):
-        raise BadInput(
-            f"{clip.path}: {clip.stretch[0]} s to {clip.stretch[1]} s is not "
-            f"in its {info.duration:.2f} s; correct them or drop the row"
-        )
-    duration = (end - begin) / info.sample_rate
-    return {"duration": duration, "start": begin, "stop": end}
+    start, stop = find_stretch(clip.path, info, *clip.stretch)
+    duration = (stop - start) / info.sample_rate
+    return {"duration": duration, "start": start, "stop": stop}
