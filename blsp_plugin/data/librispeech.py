@@ -102,7 +102,6 @@ def prepare_librispeech(
     valid_splits=("dev-clean",),
     test_splits=("test-clean",),
     max_rejected=0.01,
-    skip_prep=False,
 ):
     """Write ``train.csv``, ``valid.csv`` and ``test.csv`` of LibriSpeech.
 
@@ -126,8 +125,6 @@ def prepare_librispeech(
         Those of ``test.csv``.
     max_rejected : float
         The fraction of clips that may be bad.
-    skip_prep : bool
-        If True, nothing is done.
 
     Raises
     ------
@@ -148,8 +145,6 @@ def prepare_librispeech(
     ['$data_root/dev-clean/84/121123/84-121123-0000.flac', '84-121123', \
 'GO DO YOU HEAR']
     """
-    if skip_prep:
-        return
     data_folder = check_folder(data_folder)
     order = make_order(
         "LibriSpeech",

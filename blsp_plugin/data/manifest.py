@@ -233,9 +233,7 @@ def _find_stretch(wav, record):
     except ValueError:
         start = stop = -1
     if not 0 <= start < stop:
-        given = ", ".join(
-            f"{name} {given[name]!r}" for name in record if name in given
-        )
+        given = ", ".join(f"{k} {v!r}" for k, v in given.items() if v)
         raise BadInput(f"{given}: no stretch of a recording; correct it")
     return {"start": start, "stop": stop}
 
