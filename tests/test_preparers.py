@@ -99,6 +99,10 @@ def test_own_preparers_same_columns(tmp_path):
         assert rows and all(os.path.isfile(row["wav"]) for row in rows)
         assert rejected(save) == []
 
+        for row in rows:
+            speech = read_speech(row["wav"], row.get("start"), row.get("stop"))
+            assert abs(len(speech) / 16000 - row["duration"]) < 0.001
+
     save, root = tmp_path / "save/Common Voice", tmp_path / "Common Voice"
     assert read(save, "train") == french_rows("train", root)
     assert read(save, "test") == french_rows("test", root)
@@ -220,6 +224,11 @@ def test_common_voice_of_other_releases(tmp_path):
     options = {"train_splits": ["validated"]}
     files = prepare_corpus(root, tmp_path / "all", corpus_options=options)
     assert len(read_manifest(files.train_csv, data_root=root).rows) == 6
+
+    # A duration does not make up for the clip.
+    (folder / f"clips/{names[0]}.mp3").unlink()
+    prepare_common_voice(root, tmp_path / "some", max_rejected=0.5)
+    assert "no such audio file" in reasons(tmp_path / "some")[names[0], 2]
 
     (folder / "clip_durations.tsv").write_text("clip\tduration[ms]\na\tlong\n")
     message = refusal(prepare_common_voice, root, tmp_path / "new")

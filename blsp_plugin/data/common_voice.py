@@ -54,8 +54,8 @@ def find_locales(data_folder):
 
 
 def _is_locale(folder):
-    has_tables = next(folder.glob("*.tsv"), None) is not None
-    return has_tables and (folder / "clips").is_dir()
+    has_clips = (folder / "clips").is_dir()
+    return has_clips and next(folder.glob("*.tsv"), None) is not None
 
 
 def pick_locale(data_folder, language=None):

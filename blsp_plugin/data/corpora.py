@@ -50,19 +50,9 @@ class Corpus(NamedTuple):
     own_names: bool = False
 
 
-# The first that is there is it: CoVoST is a Common Voice folder with more.
+# The first that is there is it: CoVoST is a Common Voice folder with more, and
+# looking for LibriSpeech's transcripts goes deep.
 CORPORA = (
-    Corpus(
-        "LibriSpeech",
-        find_splits,
-        prepare_librispeech,
-        ToolkitScript(
-            "LibriSpeech/librispeech_prepare.py",
-            "prepare_librispeech",
-            run_librispeech,
-        ),
-        own_names=True,
-    ),
     Corpus(
         "GigaSpeech",
         lambda folder: os.path.isfile(os.path.join(folder, METADATA)),
@@ -88,6 +78,17 @@ CORPORA = (
             "prepare_common_voice",
             run_common_voice,
         ),
+    ),
+    Corpus(
+        "LibriSpeech",
+        find_splits,
+        prepare_librispeech,
+        ToolkitScript(
+            "LibriSpeech/librispeech_prepare.py",
+            "prepare_librispeech",
+            run_librispeech,
+        ),
+        own_names=True,
     ),
 )
 SPLITS = {

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from speechbrain.utils.logger import get_logger
 from speechbrain.utils.parallel import parallel_map
+from tqdm import tqdm
 
 from blsp_plugin.data.audio import find_stretch, probe_speech
 from blsp_plugin.data.manifest import Rejected, check_rejected, write_rejected
@@ -297,13 +298,10 @@ def _measured(clips, data_folder):
         return name, {**row, **clip.columns}
 
     with ThreadPoolExecutor(8) as pool:  # they wait for the disk
-        yield from parallel_map(
-            measure,
-            clips,
-            chunk_size=64,
-            executor=pool,
-            progress_bar_kwargs={"desc": "clips", "unit": "clip"},
+        measured = parallel_map(
+            measure, clips, chunk_size=64, executor=pool, progress_bar=False
         )
+        yield from tqdm(measured, desc="clips", unit="clip")
 
 
 def _relative(path, data_folder):
