@@ -199,6 +199,20 @@ def test_another_corpus_leaves_no_manifest_of_the_one_before(tmp_path):
     assert prepare_corpus(giga, save, skip_prep=True) == files
 
 
+def test_a_killed_preparation_is_not_taken_for_the_one_before(
+    tmp_path, monkeypatch
+):
+    root, save = miniatures.gigaspeech(tmp_path / "giga"), tmp_path / "save"
+    prepare_gigaspeech(root, save)
+    with monkeypatch.context() as patch:
+        patch.setattr("blsp_plugin.data.preparation.mark_prepared", None)
+        with pytest.raises(TypeError):  # its files are there, no stamp is
+            prepare_gigaspeech(root, save, subset="XS")
+    assert len(read(save, "train")) == 1
+    prepare_gigaspeech(root, save)
+    assert len(read(save, "train")) == 3
+
+
 def test_common_voice_of_other_releases(tmp_path):
     """Old headers, the locale's own folder, durations in a table."""
     root = miniatures.common_voice(tmp_path / "cv", miniatures.OLD_HEADER)
@@ -273,7 +287,14 @@ def test_covost_in_one_table_a_split(tmp_path):
     one = miniatures.covost(tmp_path / "one")
     many = miniatures.split_covost(tmp_path / "many")
     prepare_covost(one, one / "save")
-    prepare_covost(many / "fr", many / "save", source="fr", target="en")
+    (many / "fr/validated.tsv").unlink()  # not needed
+    with open(many / "fr/covost_v2.fr_en.train.tsv", "a") as stream:
+        stream.write("cut.mp3\tWords\n")
+    options = {"source": "fr", "target": "en", "max_rejected": 0.5}
+    prepare_covost(many / "fr", many / "save", **options)
+    [bad] = rejected(many / "save")
+    assert (bad["id"], bad["row"]) == ("cut", 5)
+    assert "2 columns where the header has 4" in bad["reason"]
     for name in ("train", "valid", "test"):
         rows = read(many / "save", name)
         for row in rows:
@@ -501,14 +522,15 @@ def test_toolkit_prepare_scripts(name, tmp_path):
             assert all(by_id[row["ID"]] == row for row in mine)
             continue
         # The scripts drop short sentences, and have the rest in upper case or
-        # lower case, without punctuation.
+        # lower case.
         theirs = read_manifest(toolkit_path, data_root=files.data_root).rows
         ours = read_manifest(own_path, data_root=own.data_root).rows
         ours = {row.pop("id"): row for row in ours}
         assert theirs
         for row in theirs:
             counterpart = ours[row.pop("id")]
-            assert row.pop("text").lower() != counterpart["text"]
+            text = row.pop("text")
+            assert text in (text.upper(), text.lower()) and "<" not in text
             for key, value in row.items():
                 assert counterpart[key] == pytest.approx(value, abs=0.01)
     (save / "train.csv").write_text("mine")

@@ -164,10 +164,10 @@ def read_pair(pair, splits):
                 f"{split}.tsv; add it, or name another split"
             )
         rows = list(_table(file, split))
-        if all("sentence" in record for _, record, _ in rows):
-            transcripts = {}
-        else:
-            transcripts = _transcripts(pair.folder, rows)
+        whole = [record for _, record, reason in rows if not reason]
+        transcripts = {}
+        if any("sentence" not in record for record in whole):
+            transcripts = _transcripts(pair.folder, whole)
         for row, record, reason in rows:
             known = {"client_id": "", **transcripts.get(record.get("path"), {})}
             record = {**known, **record}
@@ -189,9 +189,9 @@ def _table(file, split):
             yield row, record, reason
 
 
-def _transcripts(folder, rows):
+def _transcripts(folder, records):
     """What Common Voice knows of some clips, by their path."""
-    wanted = {record.get("path") for _, record, _ in rows}
+    wanted = {record["path"] for record in records}
     needed = ["client_id", "path", "sentence"]
     return {
         record["path"]: {name: record[name] for name in needed}

@@ -32,6 +32,7 @@ __all__ = [
     "STRETCH",
     "Clip",
     "check_folder",
+    "forget_prepared",
     "is_prepared",
     "make_order",
     "mark_prepared",
@@ -157,6 +158,17 @@ def is_prepared(order, save_folder):
     return True
 
 
+def forget_prepared(save_folder):
+    """Take the stamp away, before the files that it speaks of are replaced.
+
+    Arguments
+    ---------
+    save_folder : str or os.PathLike
+        Where they are.
+    """
+    (Path(save_folder) / STAMP).unlink(missing_ok=True)
+
+
 def mark_prepared(order, save_folder, files, **counts):
     """Leave the stamp that `is_prepared` looks for.
 
@@ -264,6 +276,7 @@ def prepare_manifests(
             what=f"{order['corpus']} clips",
             path=listed,
         )
+        forget_prepared(save_folder)
     for name, file in files.items():
         facts = (save_folder / file, counts[name], left_out[name])
         logger.info("%s: %d clips, %d left out", *facts)

@@ -24,6 +24,7 @@ from blsp_plugin.data.manifest import ALIASES, write_csv
 from blsp_plugin.data.preparation import (
     COLUMNS,
     check_folder,
+    forget_prepared,
     is_prepared,
     make_order,
     mark_prepared,
@@ -139,6 +140,7 @@ def prepare_with_toolkit(
         ) from error
     finally:
         sys.path.pop(0)
+    forget_prepared(save_folder)
     for name, files in made.items():
         path = os.path.join(save_folder, f"{name}.csv")
         write_csv(_merged(files), path, _columns(files))
@@ -299,7 +301,9 @@ def run_gigaspeech(prepare, data_folder, work, splits, subset="XL", **more):
     Arguments
     ---------
     prepare, data_folder, work, splits, **more
-        As there; ``convert_opus_to_wav`` is False if it is not given.
+        As there. If they are not given, ``convert_opus_to_wav`` is False, and
+        ``punctuation`` True: without it the script leaves ``<COMMA>`` and the
+        other tags in the text.
     subset : str
         What to train on.
 
@@ -314,6 +318,7 @@ def run_gigaspeech(prepare, data_folder, work, splits, subset="XL", **more):
     options = {
         "json_file": os.path.join(data_folder, METADATA),
         "convert_opus_to_wav": False,
+        "punctuation": True,
         **more,
     }
     prepare(data_folder, work, chosen, *outputs, **options)
