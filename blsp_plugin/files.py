@@ -43,18 +43,20 @@ def disk_errors(path):
 
 
 @contextlib.contextmanager
-def atomic_write(path):
-    """Open ``path`` for writing text so that it appears whole or not at all.
+def atomic_write(path, mode="w"):
+    """Open ``path`` for writing so that it appears whole or not at all.
 
     Arguments
     ---------
     path : str or os.PathLike
         The file to write; its folder is made if need be.
+    mode : str
+        "w" for text, "wb" for bytes.
 
     Yields
     ------
     file object
-        UTF-8, newlines as given.
+        Text is UTF-8, newlines as given.
 
     Example
     -------
@@ -68,7 +70,8 @@ def atomic_write(path):
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     temporary = f"{path}.{os.getpid()}.tmp"
     try:
-        with open(temporary, "w", encoding="utf-8", newline="") as stream:
+        text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+        with open(temporary, mode, **text) as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())

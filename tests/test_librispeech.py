@@ -5,41 +5,19 @@ import json
 import sys
 import types
 
-import numpy as np
 import pytest
-import soundfile
 
 import blsp_plugin
 from blsp_plugin.data.corpora import prepare_corpus
 from blsp_plugin.data.librispeech import find_splits, prepare_librispeech
 from blsp_plugin.data.manifest import read_manifest
 from blsp_plugin.errors import BadInput
-
-CHAPTERS = {
-    "train-clean-100": {"103-1240": 3, "103-1241": 2, "1034-121119": 2},
-    "train-clean-360": {"100-121669": 2},
-    "dev-clean": {"84-121123": 2},
-    "test-clean": {"1089-134686": 2},
-}
+from tests.miniatures import CHAPTERS, librispeech
 
 
 @pytest.fixture
 def libri(tmp_path):
-    root = tmp_path / "LibriSpeech"
-    for split, chapters in CHAPTERS.items():
-        for chapter, utterances in chapters.items():
-            folder = root.joinpath(split, *chapter.split("-"))
-            folder.mkdir(parents=True)
-            lines = []
-            for number in range(utterances):
-                name = f"{chapter}-{number:04d}"
-                soundfile.write(
-                    folder / f"{name}.flac", np.zeros(8000 + number), 16000
-                )
-                lines.append(f"{name} IT'S NUMBER {number} OF {chapter}\n")
-            (folder / f"{chapter}.trans.txt").write_text("".join(lines))
-    (root / "README.TXT").write_text("LibriSpeech")
-    return root
+    return librispeech(tmp_path / "LibriSpeech")
 
 
 def read(path):

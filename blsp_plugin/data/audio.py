@@ -20,6 +20,7 @@ from blsp_plugin.errors import BadInput
 __all__ = [
     "SAMPLE_RATE",
     "AudioInfo",
+    "find_stretch",
     "probe_many",
     "probe_speech",
     "read_speech",
@@ -31,6 +32,9 @@ SAMPLE_RATE = 16000
 # An MP3 without a length tag has its length guessed from its size, a title
 # included; the guess is some samples too long.
 MP3_SLACK = 2 * 1152
+
+# Seconds that a stretch may end behind its recording: times are rounded.
+END_SLACK = 0.1
 
 # libsndfile reads a WAV or Ogg that is cut short as a shorter clip, and notes
 # it in its log only. A WAV that promises nearly 2 or 4 GiB came from a pipe.
@@ -151,6 +155,51 @@ def probe_speech(path):
         header.samplerate,
         header.channels,
     )
+
+
+def find_stretch(path, info, begin, end):
+    """Samples of a stretch of a recording that is given in seconds.
+
+    Arguments
+    ---------
+    path : str or os.PathLike
+        The recording, for messages.
+    info : AudioInfo
+        Its own.
+    begin : float
+        Seconds.
+    end : float
+        Seconds; up to 0.1 s behind the recording's end counts as the end.
+
+    Returns
+    -------
+    start : int
+        First sample, at the recording's own rate.
+    stop : int
+        One past the last sample.
+
+    Raises
+    ------
+    BadInput
+        The recording has no such stretch.
+
+    Example
+    -------
+    >>> find_stretch("a.wav", AudioInfo(16000, 1.0, 8000, 1), 0.25, 1.01)
+    (2000, 8000)
+    """
+    rate, length = info.sample_rate, info.duration
+    last = min(end, length) if end <= length + END_SLACK else end
+    try:
+        start, stop = round(begin * rate), round(last * rate)
+    except (ValueError, OverflowError):  # not finite
+        start = stop = 0
+    if not 0 <= start < stop <= round(length * rate):
+        raise BadInput(
+            f"{path}: {begin} s to {end} s is no stretch of its {length:.2f} "
+            "s; correct the times or drop the row"
+        )
+    return start, stop
 
 
 def _probe_or_error(path):

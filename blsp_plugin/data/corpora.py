@@ -1,20 +1,107 @@
-"""The one entry by which recipes get their CSV files.
+"""The one entry by which recipes get their manifests.
 
 Authors
  * The blsp_plugin team 2026
 """
 
+import inspect
 import os
 from typing import NamedTuple
 
+from blsp_plugin.data.common_voice import find_locales, prepare_common_voice
+from blsp_plugin.data.covost import find_pairs, prepare_covost
+from blsp_plugin.data.gigaspeech import METADATA, prepare_gigaspeech
 from blsp_plugin.data.librispeech import find_splits, prepare_librispeech
+from blsp_plugin.data.toolkit import (
+    ToolkitScript,
+    prepare_with_toolkit,
+    run_common_voice,
+    run_covost,
+    run_gigaspeech,
+    run_librispeech,
+)
 from blsp_plugin.errors import BadInput
 
-__all__ = ["CorpusFiles", "prepare_corpus"]
+__all__ = ["CORPORA", "Corpus", "CorpusFiles", "prepare_corpus"]
+
+
+class Corpus(NamedTuple):
+    """A corpus that can be prepared.
+
+    Arguments
+    ---------
+    name : str
+        For messages.
+    is_there : callable
+        Whether a folder holds it.
+    prepare : callable
+        This package's preparer.
+    script : ToolkitScript
+        The toolkit's.
+    own_names : bool
+        Whether its splits have names of their own. Otherwise they are train,
+        dev and test, and a list of splits says only whether they are wanted.
+    """
+
+    name: str
+    is_there: callable
+    prepare: callable
+    script: ToolkitScript
+    own_names: bool = False
+
+
+# The first that is there is it: CoVoST is a Common Voice folder with more, and
+# looking for LibriSpeech's transcripts goes deep.
+CORPORA = (
+    Corpus(
+        "GigaSpeech",
+        lambda folder: os.path.isfile(os.path.join(folder, METADATA)),
+        prepare_gigaspeech,
+        ToolkitScript(
+            "GigaSpeech/gigaspeech_prepare.py",
+            "prepare_gigaspeech",
+            run_gigaspeech,
+        ),
+    ),
+    Corpus(
+        "CoVoST 2",
+        find_pairs,
+        prepare_covost,
+        ToolkitScript("CoVoST/covost_prepare.py", "prepare_covost", run_covost),
+    ),
+    Corpus(
+        "Common Voice",
+        find_locales,
+        prepare_common_voice,
+        ToolkitScript(
+            "CommonVoice/common_voice_prepare.py",
+            "prepare_common_voice",
+            run_common_voice,
+        ),
+    ),
+    Corpus(
+        "LibriSpeech",
+        find_splits,
+        prepare_librispeech,
+        ToolkitScript(
+            "LibriSpeech/librispeech_prepare.py",
+            "prepare_librispeech",
+            run_librispeech,
+        ),
+        own_names=True,
+    ),
+)
+SPLITS = {
+    "train_splits": ["train"],
+    "valid_splits": ["dev"],
+    "test_splits": ["test"],
+}
 
 
 class CorpusFiles(NamedTuple):
-    """Where a corpus' manifests are; `read_manifest` says if one is missing.
+    """Where a corpus' manifests are, CSV or Parquet.
+
+    `read_manifest` says if one is missing.
 
     Arguments
     ---------
@@ -34,10 +121,21 @@ class CorpusFiles(NamedTuple):
     data_root: str
 
 
-def _csv_files(csv_folder, data_root):
-    names = ("train.csv", "valid.csv", "test.csv")
-    paths = [os.path.join(csv_folder, name) for name in names]
+def _find_manifests(folder, data_root):
+    paths = []
+    for name in ("train", "valid", "test"):
+        table = os.path.join(folder, f"{name}.csv")
+        columnar = os.path.join(folder, f"{name}.parquet")
+        only_that = os.path.isfile(columnar) and not os.path.isfile(table)
+        paths.append(columnar if only_that else table)
     return CorpusFiles(*paths, os.fspath(data_root))
+
+
+def _merge_options(corpus, splits, options):
+    if not corpus.own_names:
+        splits = {name: SPLITS[name] if splits[name] else [] for name in splits}
+    unwanted = {name: [] for name in splits if not splits[name]}
+    return {**splits, **(options or {}), **unwanted}
 
 
 def prepare_corpus(
@@ -47,26 +145,36 @@ def prepare_corpus(
     valid_splits=("dev-clean",),
     test_splits=("test-clean",),
     skip_prep=False,
+    corpus_options=None,
+    speechbrain_recipes=None,
 ):
-    """Find or make the train, valid and test CSV of a corpus.
+    """Find or make the train, valid and test manifest of a corpus.
 
     Arguments
     ---------
     data_folder : str or os.PathLike, optional
         None or "starter": the starter corpus. A folder that holds any of
-        ``train.csv``, ``valid.csv``, ``test.csv``: those, as they are. A
-        LibriSpeech tree: see `prepare_librispeech`.
+        ``train``, ``valid`` and ``test``, as ``.csv`` or ``.parquet``: those,
+        as they are. Else one of `CORPORA`, as it is distributed.
     save_folder : str or os.PathLike, optional
-        Where CSV files go that have to be made.
+        Where manifests go that have to be made.
     train_splits : sequence of str
-        LibriSpeech splits to train on.
+        LibriSpeech splits to train on. Of any other corpus these are its
+        train set, unless the list is empty, which means none; other ones can
+        be named in ``corpus_options``.
     valid_splits : sequence of str
-        LibriSpeech splits to validate on.
+        Likewise, to validate on: dev.
     test_splits : sequence of str
-        LibriSpeech splits to test on.
+        Likewise, to test on: test.
     skip_prep : bool
-        If True, CSV files that would have to be made are taken to be in
+        If True, manifests that would have to be made are taken to be in
         ``save_folder`` already.
+    corpus_options : dict, optional
+        Further arguments of the corpus' preparer: see `prepare_common_voice`,
+        `prepare_covost`, `prepare_gigaspeech`, `prepare_librispeech`.
+    speechbrain_recipes : str or os.PathLike, optional
+        A clone of SpeechBrain's repository: its own script prepares the
+        corpus, and gets those options.
 
     Returns
     -------
@@ -90,27 +198,41 @@ def prepare_corpus(
         from blsp_plugin import starter
 
         folder = starter.corpus()
-        return _csv_files(folder, folder)
+        return _find_manifests(folder, folder)
     if not os.path.isdir(data_folder):
         raise BadInput(f"{data_folder}: no such folder; correct data_folder")
-    files = _csv_files(data_folder, data_folder)
+    files = _find_manifests(data_folder, data_folder)
     if any(os.path.isfile(path) for path in files[:3]):
         return files
-    if not find_splits(data_folder):
+    corpus = next((c for c in CORPORA if c.is_there(data_folder)), None)
+    if corpus is None:
+        known = ", ".join(corpus.name for corpus in CORPORA)
         raise BadInput(
-            f"{data_folder}: holds neither train.csv, valid.csv, test.csv nor "
-            "LibriSpeech splits such as dev-clean; correct data_folder"
+            f"{data_folder}: holds neither train.csv, valid.csv, test.csv (or "
+            f".parquet) nor one of {known} as distributed; correct data_folder"
         )
     if save_folder is None:
         raise BadInput(
-            f"{data_folder}: is LibriSpeech; name a save_folder for its CSV"
+            f"{data_folder}: is {corpus.name}; name a save_folder for its CSV"
         )
-    prepare_librispeech(
-        data_folder,
-        save_folder,
-        train_splits,
-        valid_splits,
-        test_splits,
-        skip_prep=skip_prep,
-    )
-    return _csv_files(save_folder, data_folder)
+    if skip_prep:
+        return _find_manifests(save_folder, data_folder)
+    splits = {
+        "train_splits": train_splits,
+        "valid_splits": valid_splits,
+        "test_splits": test_splits,
+    }
+    options = _merge_options(corpus, splits, corpus_options)
+    prepare, where = corpus.prepare, (data_folder, save_folder)
+    if speechbrain_recipes is not None:
+        prepare = prepare_with_toolkit
+        where = (speechbrain_recipes, corpus.script, *where)
+    try:
+        inspect.signature(prepare).bind(*where, **options)
+    except TypeError as error:
+        raise BadInput(
+            f"corpus_options: {error}; {corpus.name} takes "
+            f"{', '.join(list(inspect.signature(prepare).parameters)[2:])}"
+        ) from error
+    prepare(*where, **options)
+    return _find_manifests(save_folder, data_folder)

@@ -207,12 +207,15 @@ def continuation_dataset(table, prompt, log_mel, speech_tokens, twins=False):
     -------
     speechbrain.dataio.dataset.DynamicItemDataset
     """
+    stretch = [n for n in ("start", "stop") if n in table.column_names]
 
-    @takes("ID", "wav", "text", "instruction", "response_ids", "ended")
+    @takes(
+        "ID", "wav", "text", "instruction", "response_ids", "ended", *stretch
+    )
     @provides("example")
-    def pipeline(row_id, wav, text, instruction, response_ids, ended):
+    def pipeline(row_id, wav, text, instruction, response_ids, ended, *stretch):
         try:
-            speech = read_speech(wav)
+            speech = read_speech(wav, *stretch)
         except BadInput as error:
             # One bad clip must not end a run of days: it is reported and left
             # out by the brain, which knows how many may be bad.

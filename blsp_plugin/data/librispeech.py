@@ -7,29 +7,20 @@ Authors
  * The blsp_plugin team 2026
 """
 
-import json
-import os
 from pathlib import Path
 
-from speechbrain.utils.logger import get_logger
-
-from blsp_plugin.data.audio import probe_many
-from blsp_plugin.data.manifest import (
-    Rejected,
-    check_rejected,
-    write_csv,
-    write_rejected,
+from blsp_plugin.data.manifest import Rejected
+from blsp_plugin.data.preparation import (
+    Clip,
+    check_folder,
+    make_order,
+    prepare_manifests,
 )
 from blsp_plugin.errors import BadInput
-from blsp_plugin.files import write_json
 
-__all__ = ["COLUMNS", "find_splits", "prepare_librispeech"]
+__all__ = ["find_splits", "prepare_librispeech"]
 
-logger = get_logger(__name__)
-
-COLUMNS = ("ID", "duration", "wav", "spk_id", "wrd")
 TRANSCRIPTS = "*/*/*.trans.txt"
-STAMP = "librispeech_prepare.json"
 
 
 def find_splits(data_folder):
@@ -71,51 +62,37 @@ def _read_transcripts(file):
             yield row, utterance, words.strip()
 
 
-def _read_split(data_folder, split):
-    """Return the CSV rows of one split and its `Rejected`."""
-    found, rejected = [], []
-    for file in sorted((data_folder / split).glob(TRANSCRIPTS)):
-        heard = {clip.stem: clip for clip in file.parent.glob("*.flac")}
-        for row, utterance, words in _read_transcripts(file):
-            clip = heard.pop(utterance, None)
-            if clip is None:
-                reason = f"no {utterance}.flac there; extract the split again"
-            elif not words:
-                reason = "empty transcript; fill it in or drop the line"
-            else:
-                found.append((file, row, clip, words))
-                continue
-            rejected.append(Rejected(utterance, str(file), row, reason))
-        for utterance, clip in sorted(heard.items()):
-            reason = f"no line in {file.name}; add its transcript"
-            rejected.append(Rejected(utterance, str(clip), 0, reason))
-    rows = []
-    infos = probe_many([str(clip) for _, _, clip, _ in found])
-    for (file, row, clip, words), info in zip(found, infos, strict=True):
-        if isinstance(info, BadInput):
-            rejected.append(Rejected(clip.stem, str(file), row, str(info)))
+def _read_splits(data_folder, splits):
+    """Yield (manifest name, `Clip` or `Rejected`) of all splits."""
+    there = find_splits(data_folder)
+    for split in sum(splits.values(), []):
+        if split not in there:
+            raise BadInput(
+                f"{data_folder}: no LibriSpeech split {split!r}, it has "
+                f"{', '.join(there) or 'none'}; extract it or name another"
+            )
+    for name, parts in splits.items():
+        for split in parts:
+            for file in sorted((data_folder / split).glob(TRANSCRIPTS)):
+                for item in _read_chapter(file):
+                    yield name, item
+
+
+def _read_chapter(file):
+    heard = {clip.stem: clip for clip in file.parent.glob("*.flac")}
+    for row, utterance, words in _read_transcripts(file):
+        path = heard.pop(utterance, None)
+        if path is None:
+            reason = f"no {utterance}.flac there; extract the split again"
+            yield Rejected(utterance, str(file), row, reason)
             continue
-        rows.append(
-            {
-                "ID": clip.stem,
-                "duration": info.duration,
-                "wav": f"$data_root/{clip.relative_to(data_folder).as_posix()}",
-                # Speaker and chapter, as in the toolkit's own script.
-                "spk_id": "-".join(clip.stem.split("-")[:2]),
-                "wrd": words,
-            }
-        )
-    return rows, rejected
-
-
-def _is_done(save_folder, order):
-    try:
-        stamp = json.loads((save_folder / STAMP).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    names = [name for name, splits in order["splits"].items() if splits]
-    there = all((save_folder / f"{name}.csv").is_file() for name in names)
-    return there and stamp == order
+        # Speaker and chapter, as in the toolkit's own script.
+        speaker = "-".join(utterance.split("-")[:2])
+        columns = {"spk_id": speaker, "wrd": words}
+        yield Clip(utterance, path, columns, str(file), row)
+    for utterance, path in sorted(heard.items()):
+        reason = f"no line in {file.name}; add its transcript"
+        yield Rejected(utterance, str(path), 0, reason)
 
 
 def prepare_librispeech(
@@ -125,7 +102,6 @@ def prepare_librispeech(
     valid_splits=("dev-clean",),
     test_splits=("test-clean",),
     max_rejected=0.01,
-    skip_prep=False,
 ):
     """Write ``train.csv``, ``valid.csv`` and ``test.csv`` of LibriSpeech.
 
@@ -149,8 +125,6 @@ def prepare_librispeech(
         Those of ``test.csv``.
     max_rejected : float
         The fraction of clips that may be bad.
-    skip_prep : bool
-        If True, nothing is done.
 
     Raises
     ------
@@ -171,44 +145,17 @@ def prepare_librispeech(
     ['$data_root/dev-clean/84/121123/84-121123-0000.flac', '84-121123', \
 'GO DO YOU HEAR']
     """
-    if skip_prep:
-        return
-    data_folder, save_folder = Path(data_folder), Path(save_folder)
-    if not data_folder.is_dir():
-        raise BadInput(f"{data_folder}: no such folder; correct data_folder")
-    splits = {
-        "train": list(train_splits),
-        "valid": list(valid_splits),
-        "test": list(test_splits),
-    }
-    order = {"data_folder": os.path.abspath(data_folder), "splits": splits}
-    if _is_done(save_folder, order):
-        logger.info("LibriSpeech is prepared already in %s", save_folder)
-        return
-    there = find_splits(data_folder)
-    for split in sum(splits.values(), []):
-        if split not in there:
-            raise BadInput(
-                f"{data_folder}: no LibriSpeech split {split!r}, it has "
-                f"{', '.join(there) or 'none'}; extract it or name another"
-            )
-    files, rejected = {}, []
-    for name, parts in splits.items():
-        for split in parts:
-            rows, bad = _read_split(data_folder, split)
-            files.setdefault(name, []).extend(rows)
-            rejected.extend(bad)
-    n_all = len(rejected) + sum(map(len, files.values()))
-    write_rejected(rejected, save_folder / "rejected.jsonl")
-    check_rejected(
-        len(rejected),
-        n_all,
-        max_rejected,
-        what="LibriSpeech clips",
-        path=save_folder / "rejected.jsonl",
+    data_folder = check_folder(data_folder)
+    order = make_order(
+        "LibriSpeech",
+        data_folder,
+        train_splits,
+        valid_splits,
+        test_splits,
     )
-    for name, rows in files.items():
-        write_csv(rows, save_folder / f"{name}.csv", COLUMNS)
-        logger.info("%s.csv: %d clips", save_folder / name, len(rows))
-    # Last, so that a half-made set of files does not count as done.
-    write_json(order, save_folder / STAMP)
+    prepare_manifests(
+        order,
+        save_folder,
+        _read_splits(data_folder, order["splits"]),
+        max_rejected=max_rejected,
+    )

@@ -8,6 +8,7 @@ Authors
 """
 
 import csv
+import functools
 import math
 import os
 from typing import NamedTuple
@@ -15,10 +16,16 @@ from typing import NamedTuple
 import numpy
 from speechbrain.utils.logger import get_logger
 
-from blsp_plugin.data.audio import probe_many
+from blsp_plugin.data.audio import (
+    find_stretch,
+    probe_many,
+    probe_speech,
+    resampled_length,
+)
 from blsp_plugin.data.text import normalise_transcript
+from blsp_plugin.data.writers import open_manifest
 from blsp_plugin.errors import BadInput
-from blsp_plugin.files import atomic_write, write_jsonl
+from blsp_plugin.files import write_jsonl
 
 __all__ = [
     "Manifest",
@@ -36,6 +43,16 @@ logger = get_logger(__name__)
 # A CSV's duration may be rounded; further off than this, the header is right.
 DURATION_SLACK = 0.1
 REPEATED = "ID {} is already that of row {}; give each row its own"
+
+# What the toolkit's scripts for CoVoST and GigaSpeech call the columns.
+ALIASES = {
+    "wrd": ("transcription", "text"),
+    "wav": ("audio_path",),
+    "spk_id": ("speaker",),
+}
+# From where to where in the recording, in samples or, as the toolkit's script
+# for GigaSpeech has it, in seconds. Optional.
+STRETCH = ("start", "stop", "begin_time", "end_time")
 
 
 class Rejected(NamedTuple):
@@ -75,13 +92,19 @@ class Manifest(NamedTuple):
     rejected: list
 
 
-def _check_columns(path, has, needed):
-    missing = [name for name in needed if name not in has]
-    if missing:
-        raise BadInput(
-            f"{path}, row 1: no column {missing[0]!r}, it has "
-            f"{', '.join(has)}; name the right column or add it"
-        )
+def _find_columns(path, has, needed):
+    """Which column of the file each needed one is; optional ones may lack."""
+    found = {}
+    for name in needed:
+        names = [n for n in (name, *ALIASES.get(name, ())) if n in has]
+        if names:
+            found[name] = names[0]
+        elif name not in STRETCH:
+            raise BadInput(
+                f"{path}, row 1: no column {name!r}, it has "
+                f"{', '.join(has)}; name the right column or add it"
+            )
+    return found
 
 
 def _find_line(path):
@@ -126,7 +149,7 @@ def _csv_records(path, needed):
                 continue
             if header is None:
                 header = fields
-                _check_columns(path, header, needed)
+                columns = _find_columns(path, header, needed)
             elif len(fields) != len(header):
                 reason = (
                     f"{len(fields)} fields where the header has "
@@ -136,7 +159,8 @@ def _csv_records(path, needed):
                     yield lost, None, reason
             else:
                 record = dict(zip(header, fields, strict=True))
-                yield number, {name: record[name] for name in needed}, None
+                record = {name: record[at] for name, at in columns.items()}
+                yield number, record, None
     if header is None:
         raise BadInput(f"{path}: is empty; prepare the data again")
 
@@ -150,13 +174,13 @@ def _parquet_records(path, needed):
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path, memory_map=True) as file:
-            _check_columns(path, file.schema_arrow.names, needed)
-            for batch in file.iter_batches(columns=list(needed)):
+            columns = _find_columns(path, file.schema_arrow.names, needed)
+            for batch in file.iter_batches(columns=list(columns.values())):
                 # By column: three times as fast as the batch's to_pylist.
-                columns = [batch[name].to_pylist() for name in needed]
-                for values in zip(*columns, strict=True):
+                values = [batch[at].to_pylist() for at in columns.values()]
+                for fields in zip(*values, strict=True):
                     number += 1
-                    yield number, dict(zip(needed, values, strict=True)), None
+                    yield number, dict(zip(columns, fields, strict=True)), None
     except (pyarrow.ArrowException, OSError) as error:
         raise BadInput(
             f"{path}: not a readable Parquet file ({error}); write it again"
@@ -189,6 +213,48 @@ def _add_audio(row, record, root, check):
         raise BadInput(
             f"{row['wav']}: no such audio file; correct the path or data_root"
         )
+    row.update(_find_stretch(row["wav"], record))
+
+
+# Rows of one recording follow each other: one look at its header.
+_probe = functools.lru_cache(maxsize=64)(probe_speech)
+
+
+def _find_stretch(wav, record):
+    """{"start", "stop"} in samples; {} if the clip is the whole file."""
+    given = {name: _as_text(record.get(name)) for name in STRETCH}
+    start, stop, begin, end = given.values()
+    try:
+        if start or stop:
+            start, stop = int(start), int(stop)
+        elif begin or end:
+            begin, end = float(begin), float(end)
+            start, stop = find_stretch(wav, _probe(wav), begin, end)
+        else:
+            return {}
+    except BadInput:
+        raise
+    except ValueError:
+        start = stop = -1
+    if not 0 <= start < stop:
+        given = ", ".join(f"{k} {v!r}" for k, v in given.items() if v)
+        raise BadInput(f"{given}: no stretch of a recording; correct it")
+    return {"start": start, "stop": stop}
+
+
+def _heard(row, info):
+    """What of the file a row is about: samples at 16 kHz, seconds."""
+    if "stop" not in row:
+        return info.samples_16k, info.duration
+    length = round(info.duration * info.sample_rate)
+    if row["stop"] > length:
+        raise BadInput(
+            f"{row['wav']}: stop {row['stop']} is behind its {length} "
+            "samples; correct it or drop the row"
+        )
+    samples = row["stop"] - row["start"]
+    rate = info.sample_rate
+    return resampled_length(samples, rate), samples / rate
 
 
 def _probe_rows(path, numbered):
@@ -196,20 +262,23 @@ def _probe_rows(path, numbered):
     good, rejected = [], []
     results = probe_many([row["wav"] for _, row in numbered])
     for (number, row), info in zip(numbered, results, strict=True):
-        if isinstance(info, BadInput):
-            rejected.append(Rejected(row["id"], path, number, str(info)))
+        try:
+            if isinstance(info, BadInput):
+                raise info
+            row["samples"], duration = _heard(row, info)
+        except BadInput as error:
+            rejected.append(Rejected(row["id"], path, number, str(error)))
             continue
-        row["samples"] = info.samples_16k
-        if abs(row["duration"] - info.duration) > DURATION_SLACK:
+        if abs(row["duration"] - duration) > DURATION_SLACK:
             logger.warning(
                 "%s, row %d: duration %.2f s, but %s has %.2f s",
                 path,
                 number,
                 row["duration"],
                 row["wav"],
-                info.duration,
+                duration,
             )
-            row["duration"] = info.duration
+            row["duration"] = duration
         good.append((number, row))
     return good, rejected
 
@@ -255,7 +324,7 @@ def iter_manifest(
     root = os.fspath(data_root or os.path.dirname(os.path.abspath(path)))
     needed = ["ID", text_key, *keep]
     if need_audio:
-        needed += ["wav", "duration"]
+        needed += ["wav", "duration", *STRETCH]
     parquet = path.endswith(".parquet")
     read_records = _parquet_records if parquet else _csv_records
     number = 0
@@ -322,7 +391,8 @@ def read_manifest(
     ---------
     path : str or os.PathLike
         ``*.parquet``, or else a CSV as the toolkit's preparers write it:
-        columns ``ID``, ``duration``, ``wav`` and a text.
+        columns ``ID``, ``duration``, ``wav`` and a text, optionally ``start``
+        and ``stop``; the toolkit's other names for them will do.
     text_key : str
         The column that holds the text: wrd, transcription, translation, ...
     data_root : str, optional
@@ -340,8 +410,10 @@ def read_manifest(
     -------
     Manifest
         Rows are dicts: ``id``, ``wav``, ``duration`` (float, seconds),
-        ``text`` (normalised, never empty), the ``keep`` columns, and with
-        ``probe`` also ``samples`` (int, at 16 kHz).
+        ``text`` (normalised, never empty), the ``keep`` columns, ``start``
+        and ``stop`` (int, samples at the file's own rate) of a clip that is a
+        stretch of its file, and with ``probe`` also ``samples`` (int, at
+        16 kHz).
 
     Raises
     ------
@@ -408,10 +480,9 @@ def write_csv(rows, path, columns):
     >>> path.read_text().splitlines()
     ['ID,wrd', 'a,"yes, no"']
     """
-    with atomic_write(path) as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows([row[name] for name in columns] for row in rows)
+    with open_manifest(path, columns) as write_row:
+        for row in rows:
+            write_row(row)
 
 
 def write_rejected(rejected, path):

@@ -166,7 +166,7 @@ class Evaluation:
 
         def reason(row):
             try:
-                read_speech(row["wav"])
+                _read(row)
             except BadInput as error:
                 return str(error)
 
@@ -209,7 +209,7 @@ class Evaluation:
                         row["id"],
                         keys[row["id"]],
                         row["text"],
-                        read_speech(row["wav"]) if system.hears else None,
+                        _read(row) if system.hears else None,
                     )
                     for row in batch
                 ]
@@ -279,3 +279,7 @@ class Evaluation:
         audio = sum(answer["duration"] for answer in answers)
         figures["rtf"] = sum(answer["seconds"] for answer in answers) / audio
         return figures, metric.scores()
+
+
+def _read(row):
+    return read_speech(row["wav"], row.get("start"), row.get("stop"))

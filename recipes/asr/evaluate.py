@@ -53,6 +53,8 @@ def dataio_prepare(hparams):
             "valid_splits": [],
             "test_splits": hparams["test_splits"],
             "skip_prep": hparams["skip_prep"],
+            "corpus_options": hparams["corpus_options"],
+            "speechbrain_recipes": hparams["speechbrain_recipes"],
         },
     )
     task = hparams["task"]

@@ -45,6 +45,7 @@ DEBUG_ROWS = 8
 def find_transcripts(hparams, debug):
     """The transcripts to be continued, as `OutputFolder.prepare` takes them."""
     names = ("data_folder", "save_folder", "train_splits", "valid_splits")
+    names += ("corpus_options", "speechbrain_recipes")
     corpus = {"test_splits": [], **{name: hparams[name] for name in names}}
     if if_main_process():
         prepare_corpus(**corpus, skip_prep=hparams["skip_prep"])
