@@ -1,7 +1,8 @@
 """Reading an experiment's YAML: a whole one, or a preset over a base.
 
 A preset is a YAML whose first key is ``base: <file>``; its other keys replace
-those of the base, so that an experiment shows only what makes it different.
+those of the base, so that an experiment shows only what makes it different. The base
+may be a preset itself.
 SpeechBrain's ``!include`` cannot do that at the top level.
 
 Authors
@@ -71,7 +72,7 @@ def load_hparams(path, overrides=None):
         with open(path, encoding="utf-8") as stream:
             tree = yaml.load(stream)
         if isinstance(tree, dict) and "base" in tree:
-            path = _merged_file(yaml, path, tree)
+            path = _merged_file(yaml, path)
         stream = io.StringIO()
         yaml.dump(changes, stream)
         overrides = stream.getvalue() if changes else ""
@@ -96,15 +97,24 @@ def load_hparams(path, overrides=None):
         raise BadInput(f"{given}: give --{key} on the command line") from error
 
 
-def _merged_file(yaml, path, preset):
-    """Write base and preset into one file, which lives as long as we do."""
-    base = os.path.join(os.path.dirname(path), preset.pop("base"))
-    with open(base, encoding="utf-8") as stream:
+def _load_tree(yaml, path):
+    """Read a file; of a preset, its base with its changes."""
+    with open(path, encoding="utf-8") as stream:
         tree = yaml.load(stream)
-    for key in preset:
-        if key not in tree:
-            raise _unknown_key(path, key, tree)
-    _merge(tree, preset)
+    if not isinstance(tree, dict) or "base" not in tree:
+        return tree
+    base = os.path.join(os.path.dirname(path), tree.pop("base"))
+    whole = _load_tree(yaml, base)
+    for key in tree:
+        if key not in whole:
+            raise _unknown_key(path, key, whole)
+    _merge(whole, tree)
+    return whole
+
+
+def _merged_file(yaml, path):
+    """Write base and preset into one file, which lives as long as we do."""
+    tree = _load_tree(yaml, path)
     handle, merged = tempfile.mkstemp(suffix="-" + os.path.basename(path))
     atexit.register(os.remove, merged)
     with open(handle, "w", encoding="utf-8") as stream:

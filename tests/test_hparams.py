@@ -67,3 +67,15 @@ def test_wrong_yaml_is_one_line(files, content, overrides, says):
     with pytest.raises(BadInput, match=says) as caught:
         load_hparams(str(path), overrides)
     assert "\n" not in str(caught.value)
+
+
+def test_preset_over_a_preset(tmp_path):
+    (tmp_path / "a.yaml").write_text("x: 1\ny: {p: 1, q: 2}\nz: !ref <x>\n")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "b.yaml").write_text("base: ../a.yaml\ny: {q: 3}\n")
+    (tmp_path / "c.yaml").write_text("base: sub/b.yaml\nx: 5\n")
+    hparams, _, _ = load_hparams(str(tmp_path / "c.yaml"))
+    assert hparams == {"x": 5, "y": {"p": 1, "q": 3}, "z": 5}
+    (tmp_path / "sub" / "b.yaml").write_text("base: ../a.yaml\nw: 3\n")
+    with pytest.raises(BadInput, match="b.yaml: has no key 'w'"):
+        load_hparams(str(tmp_path / "c.yaml"))
