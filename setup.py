@@ -30,7 +30,9 @@ DEMO = [
     "gguf",  # reads the starter kit's language models
     "av",  # decodes the starter corpus
 ]
+SERVER = ["openai"]  # the client of stage 1's server engine
 DEV = [
+    "transformers[serving]",  # a real server for the tests
     "pytest",
     "pytest-xdist",
     "ruff==0.12.4",
@@ -62,5 +64,5 @@ setup(
         "whisper-normalizer",
         "py3langid>=0.4",
     ],
-    extras_require={"demo": DEMO, "dev": DEV + DEMO},
+    extras_require={"demo": DEMO, "server": SERVER, "dev": DEV + DEMO + SERVER},
 )

@@ -43,7 +43,10 @@ WHERE = ("in the garden", "by the sea", "before noon", "at the station")
 def write_corpus(folder, rows):
     """train.csv and valid.csv, without audio."""
     os.makedirs(folder, exist_ok=True)
-    for split, start, stop in (("train", 0, rows - 8), ("valid", rows - 8, rows)):
+    for split, start, stop in (
+        ("train", 0, rows - 8),
+        ("valid", rows - 8, rows),
+    ):
         path = os.path.join(folder, f"{split}.csv")
         with open(path, "w", newline="", encoding="utf-8") as stream:
             writer = csv.writer(stream)
@@ -51,7 +54,9 @@ def write_corpus(folder, rows):
             for n in range(start, stop):
                 text = f"{WHO[n % 5]} {WHAT[n // 5 % 4]} {WHERE[n // 20 % 4]}"
                 text += f" with {n} others" if n % 3 else ""
-                writer.writerow([f"c{n:05d}", 1.0, f"c{n}.wav", "s", text + "."])
+                writer.writerow(
+                    [f"c{n:05d}", 1.0, f"c{n}.wav", "s", text + "."]
+                )
 
 
 def run(options, log, stop_when=None, delay=0.0):

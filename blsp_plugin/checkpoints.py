@@ -23,6 +23,7 @@ from speechbrain.utils.checkpoints import (
     register_checkpoint_hooks,
 )
 from speechbrain.utils.distributed import ddp_barrier, if_main_process
+from speechbrain.utils.logger import get_logger
 
 from blsp_plugin.errors import BadInput
 from blsp_plugin.files import write_json
@@ -40,6 +41,8 @@ __all__ = [
     "save_adapter",
     "load_adapter",
 ]
+
+logger = get_logger(__name__)
 
 ADAPTER_FILES = ("adapter.json", "adapter.safetensors")
 
@@ -265,6 +268,14 @@ def check_provenance(data_file, base):
             "llm": settings["llm"].split()[0],
             "prompt": settings["prompt"],
         }
+        if written_by["llm"] == "unknown":
+            del written_by["llm"]
+            logger.warning(
+                "%s: nobody has compared the LLM's weights (%s) with those "
+                "that are trained with",
+                path,
+                settings["llm"],
+            )
         check_base(written_by, {part: base[part] for part in written_by}, path)
 
 

@@ -1,9 +1,9 @@
 """Reading an experiment's YAML: a whole one, or a preset over a base.
 
 A preset is a YAML whose first key is ``base: <file>``; its other keys replace
-those of the base, so that an experiment shows only what makes it different. The base
-may be a preset itself.
-SpeechBrain's ``!include`` cannot do that at the top level.
+those of the base, so that an experiment shows only what makes it different.
+The base may be a preset itself. SpeechBrain's ``!include`` cannot do that at
+the top level.
 
 Authors
  * The blsp_plugin team 2026

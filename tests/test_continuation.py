@@ -27,6 +27,11 @@ from blsp_plugin.continuation.shards import (
     shard_path,
 )
 from blsp_plugin.continuation.table import write_table
+from blsp_plugin.data.dataset import (
+    Collate,
+    continuation_dataset,
+    open_continuations,
+)
 from blsp_plugin.errors import BadInput
 from blsp_plugin.llm import FrozenLLM, Generation
 from blsp_plugin.packing import Row, pack
@@ -562,6 +567,80 @@ def test_two_processes_write_the_table_of_one(recipe, preset, corpus, tmp_path):
     counts = [read_json(tmp_path / n, "metrics.json") for n in ("one", "two")]
     for name in ("rows", "written", "tokens", "rejected_too_short"):
         assert counts[0][name] == counts[1][name]
+
+
+RECASING = """
+recasing: !new:blsp_plugin.continuation.inputs.Recasing
+    engine: !ref <engine>
+    prompt: !ref <prompt>
+    recaser: !new:blsp_plugin.data.recasing.Recaser
+        instruction: Write this properly.
+"""
+
+
+def test_shards_merge_complete(recipe, preset, tmp_path, capsys):
+    """The parts of a cluster's jobs give the table of one job, or none."""
+    corpus = tiny_corpus(tmp_path / "corpus", n=60)
+    recasing = tmp_path / "recasing.yaml"
+    recasing.write_text(f"base: {preset}\n{RECASING}")
+
+    def run_part(name, **overrides):
+        recipe(options(str(recasing), corpus, tmp_path / name, **overrides))
+
+    run_part("whole")
+    whole = tables(tmp_path / "whole")
+    for part in range(3):
+        run_part(f"part{part}", shard=f"{part}/3")
+        folder = tmp_path / f"part{part}"
+        assert not (folder / "train.parquet").exists()
+        # Its own windows only, of 16, 16, 16 and 12 rows.
+        rows = 16 + 12 * (part == 0)
+        assert count(folder / "recasing" / "shards") == rows
+        assert count(folder / "shards") == 2 * rows
+
+    def merge(*parts):
+        folders = ", ".join(str(tmp_path / f"part{part}") for part in parts)
+        run_part("merged", merge_folders=f"[{folders}]")
+
+    with pytest.raises(SystemExit) as stop:
+        merge(0, 2)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert "16 of 60 responses of train are in none of the folders" in error
+    assert not (tmp_path / "merged" / "train.parquet").exists()
+    merge(0, 1, 2)
+    for split, table in tables(tmp_path / "merged").items():
+        assert table.equals(whole[split])
+    merge(2, 1)  # finished: nothing is looked for
+    # Another job's settings, or no job at all.
+    run_part("other", shard="1/3", max_new_tokens=9)
+    for folder, complaint in (("other", "was begun with"), ("no", "no settin")):
+        with pytest.raises(SystemExit):
+            run_part("fresh", merge_folders=f"[{tmp_path / folder}]")
+        assert complaint in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run_part("part3", shard="3/3")
+    assert "i from 0 to N-1" in capsys.readouterr().err
+
+
+def test_cut_rows_have_no_eos(
+    recipe, preset, corpus, tmp_path, model, prompt
+):
+    """From the LLM to the labels: EOS is a target where the LLM ended."""
+    recipe(options(preset, corpus, tmp_path))
+    table = open_continuations(
+        str(tmp_path / "train.parquet"), str(tmp_path / "cache")
+    )
+    data = continuation_dataset(
+        table, prompt, model.encoder.mel, model.speech_tokens
+    )
+    llm = model.llm
+    batch = Collate(llm.tokenizer.pad_token_id, llm.eos_id)(list(data))
+    assert {row["ended"] for row in table} == {True, False}
+    for row, labels in zip(table, batch.packed.labels.tolist(), strict=True):
+        targets = [label for label in labels if label != -100]
+        end = [llm.eos_id] if row["ended"] else []
+        assert targets == row["response_ids"] + end
 
 
 def test_debug_takes_a_few_rows_aside(recipe, preset, corpus, tmp_path):

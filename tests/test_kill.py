@@ -31,9 +31,7 @@ def check(result, kills):
     assert result["identical"], result
     assert not result["lost"] and not result["duplicates"], result
     assert result["kills"] == kills, result
-    between = [
-        n for n in result["resumed_from"] if 0 < n < result["responses"]
-    ]
+    between = [n for n in result["resumed_from"] if 0 < n < result["responses"]]
     assert between, result
 
 

@@ -22,7 +22,7 @@ def record(n, **changes):
     return {
         "n": n,
         "ID": f"clip{n}",
-        "response": f"to {n}: \u201cüber\u201d\u2028 \\ \"q\"\n",
+        "response": f'to {n}: \u201cüber\u201d\u2028 \\ "q"\n',
         "response_ids": [n, 2, 3],
         "ended": True,
         "reason": None,
@@ -64,9 +64,9 @@ def test_damaged_line_counts_as_not_written(tmp_path, caplog):
     for row in (1, 3, 5):
         assert f"{path}, row {row}: damaged" in caplog.text
     records = read_records(scan_shards(tmp_path, "train", 6), 0, 6)
-    assert records["ID"].to_pylist() == [None, "clip1", None, "clip3"] + [
-        None
-    ] * 2
+    assert (
+        records["ID"].to_pylist() == [None, "clip1", None, "clip3"] + [None] * 2
+    )
 
 
 def test_one_owner_a_shard(tmp_path):

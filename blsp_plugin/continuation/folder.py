@@ -14,6 +14,7 @@ import functools
 import json
 import os
 import shutil
+import zlib
 
 import speechbrain
 import torch
@@ -117,9 +118,7 @@ class OutputFolder:
     @functools.cached_property
     def plans(self):
         """The plan of each split, once `prepare` has made them."""
-        return {
-            split: Plan(self._plan_path(split)) for split in self._facts()
-        }
+        return {split: Plan(self._plan_path(split)) for split in self._facts()}
 
     def prepare(self, splits, source, max_rejected=0.01):
         """Check the input and claim the folder for it; on one process.
@@ -195,7 +194,7 @@ class OutputFolder:
         BadInput
             If one is not of the same work, or something is still missing.
         """
-        for number, folder in enumerate(folders, 1):
+        for folder in folders:
             path = os.path.join(folder, "settings.json")
             if not os.path.exists(path):
                 raise BadInput(
@@ -208,10 +207,10 @@ class OutputFolder:
             for split in self.plans:
                 shards = find_shards(os.path.join(folder, "shards"), split)
                 for i, shard in enumerate(shards):
-                    # Own parts have numbers below N, adopted ones far above.
-                    here = shard_path(
-                        self.shards, split, i, part=90000 + number
-                    )
+                    # A number that no job has, the folder's own: naming
+                    # folders in another order must not mix them up.
+                    part = 10**5 + zlib.crc32(os.path.realpath(folder).encode())
+                    here = shard_path(self.shards, split, i, part)
                     with disk_errors(here):
                         shutil.copyfile(shard, f"{here}.tmp")
                         os.replace(f"{here}.tmp", here)

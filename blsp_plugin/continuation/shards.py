@@ -177,7 +177,7 @@ def find_shards(folder, split):
     list of str
         Their paths, sorted.
     """
-    name = re.compile(re.escape(split) + r"-\d{5}-\d{5}\.jsonl")
+    name = re.compile(re.escape(split) + r"-\d{5,}-\d{5}\.jsonl")
     files = sorted(filter(name.fullmatch, os.listdir(folder)))
     return [os.path.join(folder, file) for file in files]
 

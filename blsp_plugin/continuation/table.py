@@ -112,9 +112,7 @@ def _joined(plan, index, asks, start, stop):
         pyarrow.array(list(names), pyarrow.string()).take(numbers)
         for names in zip(*asks, strict=True)
     )
-    keys = pyarrow.compute.binary_join_element_wise(
-        rows["id"], behaviours, "-"
-    )
+    keys = pyarrow.compute.binary_join_element_wise(rows["id"], behaviours, "-")
     if len(missing):
         total = int((~index.done).sum())
         raise BadInput(

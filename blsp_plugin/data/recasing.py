@@ -238,7 +238,9 @@ def _align(ours, theirs):
     alike, and for right edges. A changed stretch ("TWENTY FIVE," as "25,")
     has its edges in common but no words.
     """
-    keys = [[APOSTROPHES.sub("", _fold(w)) for w in ws] for ws in (ours, theirs)]
+    keys = [
+        [APOSTROPHES.sub("", _fold(w)) for w in ws] for ws in (ours, theirs)
+    ]
     pairs, starts, ends = {}, {}, {}
     matcher = SequenceMatcher(None, *keys, autojunk=False)
     for kind, i1, i2, j1, j2 in matcher.get_opcodes():

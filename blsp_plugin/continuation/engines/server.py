@@ -9,6 +9,7 @@ Authors
 
 import asyncio
 import itertools
+import logging
 
 from blsp_plugin.continuation.engines.base import Engine, Refused, own_ids
 from blsp_plugin.errors import BadInput
@@ -111,9 +112,7 @@ class ServerEngine(Engine):
                 if not pending:
                     return
                 done, pending = loop.run_until_complete(
-                    asyncio.wait(
-                        pending, return_when=asyncio.FIRST_COMPLETED
-                    )
+                    asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
                 )
                 good = [task for task in done if task.exception() is None]
                 if good:
@@ -146,9 +145,11 @@ class ServerEngine(Engine):
             import openai
         except ImportError as error:
             raise BadInput(
-                "the server engine needs the package openai: "
-                "pip install openai"
+                "the server engine needs the package openai: pip install openai"
             ) from error
+        # It would tell of every request.
+        logging.getLogger("httpx2").setLevel(logging.WARNING)
+        logging.getLogger("httpx").setLevel(logging.WARNING)
         return openai.AsyncOpenAI(
             base_url=self.url,
             api_key=self.api_key,

@@ -76,7 +76,7 @@ class VLLMEngine(Engine):
                 use_tqdm=False,
             )
             yield [
-                (request, self._generation(output.outputs[0], request.behaviour.stop))
+                (request, self._generation(request, output.outputs[0]))
                 for request, output in zip(batch, outputs, strict=True)
             ]
 
@@ -93,9 +93,9 @@ class VLLMEngine(Engine):
             "window": self.window,
         }
 
-    def _generation(self, output, stop):
+    def _generation(self, request, output):
         return Generation(
-            own_ids(self.tokenizer, output.token_ids, stop),
+            own_ids(self.tokenizer, output.token_ids, request.behaviour.stop),
             output.text.strip(),
             output.finish_reason == "stop",
         )
