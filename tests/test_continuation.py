@@ -613,7 +613,7 @@ def test_shards_merge_complete(recipe, preset, tmp_path, capsys):
         assert table.equals(whole[split])
     merge(2, 1)  # finished: nothing is looked for
     # Another job's settings, or no job at all.
-    run_part("other", shard="1/3", max_new_tokens=9)
+    run_part("other", max_new_tokens=9)
     for folder, complaint in (("other", "was begun with"), ("no", "no settin")):
         with pytest.raises(SystemExit):
             run_part("fresh", merge_folders=f"[{tmp_path / folder}]")
