@@ -623,9 +623,7 @@ def test_shards_merge_complete(recipe, preset, tmp_path, capsys):
     assert "i from 0 to N-1" in capsys.readouterr().err
 
 
-def test_cut_rows_have_no_eos(
-    recipe, preset, corpus, tmp_path, model, prompt
-):
+def test_cut_rows_have_no_eos(recipe, preset, corpus, tmp_path, model, prompt):
     """From the LLM to the labels: EOS is a target where the LLM ended."""
     recipe(options(preset, corpus, tmp_path))
     table = open_continuations(

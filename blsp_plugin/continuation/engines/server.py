@@ -227,10 +227,10 @@ class ServerEngine(Engine):
     def _as_text(self, request):
         """The text that the server's tokenizer reads as the ids, or None."""
         before, after = self.prompt.render(request.instruction)
-        text = before + request.text.strip() + after
+        whole = before + request.text.strip() + after
         # Most tokenizers begin a text with this by themselves.
         bos = self.tokenizer.bos_token or ""
-        for text in (text.removeprefix(bos), text):
+        for text in (whole.removeprefix(bos), whole):
             if self.tokenizer(text)["input_ids"] == list(request.prompt_ids):
                 return text
 
