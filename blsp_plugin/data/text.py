@@ -11,7 +11,13 @@ import unicodedata
 from whisper_normalizer.basic import BasicTextNormalizer
 from whisper_normalizer.english import EnglishTextNormalizer
 
-__all__ = ["is_shouted", "normalise_transcript", "recase", "wer_normaliser"]
+__all__ = [
+    "is_shouted",
+    "needs_recasing",
+    "normalise_transcript",
+    "recase",
+    "wer_normaliser",
+]
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 SENTENCE_START = re.compile(r"(^|[.!?…]\s+)(\W*)(\w)")
@@ -72,14 +78,35 @@ def is_shouted(text):
     return text.isupper()
 
 
+def needs_recasing(text):
+    """Whether a text has lost its case, so that an LLM would read it badly.
+
+    Arguments
+    ---------
+    text : str
+        A transcript.
+
+    Returns
+    -------
+    bool
+        True if its cased letters are all upper-case or all lower-case; False
+        for mixed case and for scripts without case.
+
+    Example
+    -------
+    >>> [needs_recasing(text) for text in ("IT'S 5", "so", "So", "5", "你好")]
+    [True, True, False, False, False]
+    """
+    return text.isupper() or text.islower()
+
+
 def recase(text, language="en"):
     """Give a text without case its sentence case back, by rule.
 
-    Text that is all upper-case or all lower-case gets capitals at sentence
-    starts, the English pronoun "I", and a final period if it ends in a word.
-    Mixed-case text, and scripts without case, are left alone. Names and
-    acronyms stay lower-case: a rule cannot know them. A recaser that asks a
-    language model is to take this one's place.
+    Text that needs it gets capitals at sentence starts, the English pronoun
+    "I", and a final period if it ends in a word; other text is left alone.
+    Names and acronyms stay lower-case, commas stay away: a rule cannot know
+    them. `blsp_plugin.data.recasing` asks a language model.
 
     Arguments
     ---------
@@ -100,7 +127,7 @@ def recase(text, language="en"):
     >>> recase("NASA is fine")
     'NASA is fine'
     """
-    if not (text.isupper() or text.islower()):
+    if not needs_recasing(text):
         return text
     text = text.lower()
     if language == "en":
