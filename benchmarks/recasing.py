@@ -275,6 +275,8 @@ def main():
         "likeliest": [answer.text for answer in likeliest],
     }
     results = {name: quality(texts, truths) for name, texts in variants.items()}
+    for name, value in seconds.items():
+        results[name]["seconds"] = value
     if template is None:
         found = continuations(llm, prompt, variants, args.batch_size)
         for name, measures in found.items():

@@ -154,7 +154,7 @@ class Recaser:
     Arguments
     ---------
     instruction : str
-        What the LLM is told; the default did best in docs/experiments.md.
+        What the LLM is told; docs/experiments.md compares some.
     max_growth : float
         Most tokens of a rewriting, per token of what the LLM is given.
     min_matched : float
