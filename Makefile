@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 VLLM_PIP := $(VLLM_VENV)/bin/python -m pip --disable-pip-version-check
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-PYTHON_SOURCES := blsp_plugin recipes tests setup.py
+PYTHON_SOURCES := benchmarks blsp_plugin recipes tests setup.py
 
 # OpenMP threads spin while they wait, and torch crawls on cores that something
 # else uses as well (docs/experiments.md): let them spin for microseconds only.

@@ -17,7 +17,13 @@ from speechbrain import parse_arguments
 
 from blsp_plugin.continuation import filters as flt
 from blsp_plugin.continuation.behaviours import Behaviour, assign, row_key
-from blsp_plugin.continuation.engines import HFEngine, Request, greedy
+from blsp_plugin.continuation.engines import (
+    CasingEngine,
+    HFEngine,
+    Request,
+    greedy,
+)
+from blsp_plugin.continuation.engines.casing import restore
 from blsp_plugin.continuation.pipeline import Continuation
 from blsp_plugin.continuation.plan import Plan, write_plan
 from blsp_plugin.continuation.shards import (
@@ -32,6 +38,7 @@ from blsp_plugin.data.dataset import (
     continuation_dataset,
     open_continuations,
 )
+from blsp_plugin.data.text import recase
 from blsp_plugin.errors import BadInput
 from blsp_plugin.llm import FrozenLLM, Generation
 from blsp_plugin.packing import Row, pack
@@ -614,13 +621,51 @@ def test_shards_merge_complete(recipe, preset, tmp_path, capsys):
     merge(2, 1)  # finished: nothing is looked for
     # Another job's settings, or no job at all.
     run_part("other", max_new_tokens=9)
-    for folder, complaint in (("other", "was begun with"), ("no", "no settin")):
+    for folder, complaint in (
+        ("other", "was begun with"),
+        ("no", "no settings.json"),
+    ):
         with pytest.raises(SystemExit):
             run_part("fresh", merge_folders=f"[{tmp_path / folder}]")
         assert complaint in capsys.readouterr().err
     with pytest.raises(SystemExit):
         run_part("part3", shard="3/3")
     assert "i from 0 to N-1" in capsys.readouterr().err
+
+
+def test_recasing_pass_gives_the_texts(recipe, preset, llm, tmp_path):
+    """What the prompts hold, and training's text twins, is the LLM's casing;
+    the transcript as given stays beside it."""
+    corpus = tiny_corpus(tmp_path / "corpus", n=12)
+    with open(corpus.train_csv, "a", encoding="utf-8") as stream:
+        stream.write("x1,1.0,$data_root/train/train-000.flac,s,It has case\n")
+        stream.write('x2,1.0,$data_root/train/train-001.flac,s," "\n')
+    path = tmp_path / "casing.yaml"
+    with open(f"{ROOT}/hparams/recase_generate.yaml") as stream:
+        lines = stream.read().split("output_folder:")[1].split("\n", 1)[1]
+    path.write_text(f"base: {preset}\n{lines}")
+    recipe(options(str(path), corpus, tmp_path / "out", max_rejected=0.1))
+    table = tables(tmp_path / "out")["train"].to_pylist()
+    given = {row["transcript"]: row["text"] for row in table}
+    assert len(given) > 8 and given.pop("It has case") == "It has case"
+    engine = CasingEngine(llm)
+    bare = list(given)
+    expected = restore(llm, bare, engine.opening, engine.beam)
+    assert list(given.values()) == expected
+    assert set(expected) - {recase(text) for text in bare}  # not the rule's
+    # A second run finds all of it, another beam is refused.
+    recipe(options(str(path), corpus, tmp_path / "out", max_rejected=0.1))
+    (bad,) = [
+        json.loads(line)
+        for line in open(tmp_path / "out" / "rejected.jsonl")
+        if '"x2"' in line
+    ]
+    assert bad["file"] == corpus.train_csv and bad["row"] == 15
+    path.write_text(
+        path.read_text().replace("size: 16", "size: 16\n        beam: 1")
+    )
+    with pytest.raises(SystemExit):
+        recipe(options(str(path), corpus, tmp_path / "out", max_rejected=0.1))
 
 
 def test_cut_rows_have_no_eos(recipe, preset, corpus, tmp_path, model, prompt):

@@ -139,6 +139,7 @@ class Recasing(Continuation):
         return {**super().describe(), "recaser": self.recaser.describe()}
 
     def _request(self, n, row, ask):
+        row = {**row, "text": self.recaser.given(row["transcript"])}
         request = super()._request(n, row, ask)
         # A rewriting is about as long as the transcript: no need to wait for
         # one that goes on and on. Batches are decoded to their longest row's.

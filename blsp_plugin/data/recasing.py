@@ -24,8 +24,18 @@ from blsp_plugin.data.text import (
 )
 from blsp_plugin.errors import BadInput
 
-__all__ = ["Projection", "Recaser", "needs_recasing", "project", "words"]
+__all__ = [
+    "INSTRUCTION",
+    "Projection",
+    "Recaser",
+    "needs_recasing",
+    "project",
+    "words",
+]
 
+INSTRUCTION = (
+    "Correct the capitalization and punctuation of the following sentence."
+)
 # Letters and digits with their combining marks; apostrophes inside only.
 _CHARACTERS = r"(?:[^\W_][\u0300-\u036f]*)+"
 WORD = re.compile(rf"{_CHARACTERS}(?:['’]{_CHARACTERS})*")
@@ -37,6 +47,11 @@ PUNCTUATION = ("Po", "Pd", "Pi", "Pf")  # of Unicode, brackets left out
 # No punctuation to us. An apostrophe at a word's edge is the transcript's
 # own ("BOYS'") or quotes.
 REFUSED = "'’‘#%&*/@\\"
+FORMS = {
+    "rule": recase,
+    "lower": lambda text, language: text.lower(),
+    "transcript": lambda text, language: text,
+}
 
 
 class Projection(NamedTuple):
@@ -122,7 +137,7 @@ def project(transcript, rewritten, language="en"):
     pairs, starts, ends = _align(ours, theirs)
     if is_shouted(" ".join(theirs[j] for j in pairs.values())):
         return Projection(rule, 0.0)
-    gaps = _choose_gaps(len(ours), their_gaps, starts, ends)
+    gaps = _choose_gaps(len(ours), their_gaps, pairs, starts, ends)
     gap = _merge(our_gaps[0], gaps[0])
     text = gap
     for i, form in enumerate(WORD.findall(rule)):
@@ -144,12 +159,16 @@ class Recaser:
     Arguments
     ---------
     instruction : str
-        What the LLM is told.
+        What the LLM is told; docs/experiments.md compares some.
     max_growth : float
-        Most tokens of a rewriting, per token of the transcript as given.
+        Most tokens of a rewriting, per token of what the LLM is given.
     min_matched : float
         Fraction of a transcript's words that its rewriting must have; with
         less, the rule's text is used whole.
+    form : str
+        What the LLM is given: "rule" (the rule's text), "lower" (lower case:
+        better if the prompt shows lower-case examples) or "transcript" (as it
+        is: for `CasingEngine`).
     language : str
         Of the transcripts, for the rule.
 
@@ -160,7 +179,9 @@ class Recaser:
 
     Example
     -------
-    >>> recaser = Recaser("Write it properly.")
+    >>> recaser = Recaser()
+    >>> recaser.given("I MET TOM IN PARIS")
+    'I met tom in paris.'
     >>> recaser.apply("I MET TOM IN PARIS", "I met Tom in Paris.")
     'I met Tom in Paris.'
     >>> recaser.apply("I MET TOM IN PARIS", "Of course! I would love to.")
@@ -170,16 +191,42 @@ class Recaser:
     """
 
     def __init__(
-        self, instruction, max_growth=2.0, min_matched=0.7, language="en"
+        self,
+        instruction=INSTRUCTION,
+        max_growth=2.0,
+        min_matched=0.7,
+        form="rule",
+        language="en",
     ):
         if not max_growth > 0:
             raise BadInput(f"max_growth {max_growth}: must be above 0")
         if not 0 <= min_matched <= 1:
             raise BadInput(f"min_matched {min_matched} is not in [0, 1]")
+        if form not in FORMS:
+            raise BadInput(f"form {form!r}: is none of {', '.join(FORMS)}")
         self.instruction = instruction
         self.max_growth = max_growth
         self.min_matched = min_matched
+        self.form = form
         self.language = language
+
+    def given(self, transcript):
+        """What the LLM is given: see ``form``.
+
+        Given SHOUTED text, a small LLM writes other words, or shouts back.
+
+        Arguments
+        ---------
+        transcript : str
+            As given.
+
+        Returns
+        -------
+        str
+        """
+        if not needs_recasing(transcript):
+            return transcript
+        return FORMS[self.form](transcript, self.language)
 
     def max_new_tokens(self, n_tokens):
         """Longest rewriting of a transcript, in tokens.
@@ -187,7 +234,7 @@ class Recaser:
         Arguments
         ---------
         n_tokens : int
-            Of the transcript.
+            Of what the LLM is given.
 
         Returns
         -------
@@ -256,7 +303,7 @@ def _align(ours, theirs):
     return pairs, starts, ends
 
 
-def _choose_gaps(n_words, their_gaps, starts, ends):
+def _choose_gaps(n_words, their_gaps, pairs, starts, ends):
     """The rewriting's gaps around each of our words."""
     # With a space, what stands at the ends belongs to the only word there.
     their_gaps = [" " + their_gaps[0], *their_gaps[1:-1], their_gaps[-1] + " "]
@@ -266,8 +313,9 @@ def _choose_gaps(n_words, their_gaps, starts, ends):
         before, after = ends.get(i - 1), starts.get(i)
         closing = "" if before is None else theirs[before + 1].closing
         opening = "" if after is None else theirs[after].opening
-        adjacent = before is not None and before + 1 == after
-        link = theirs[after].link if adjacent else " "
+        # A hyphen between two words that are both the transcript's.
+        linked = i - 1 in pairs and pairs.get(i) == pairs[i - 1] + 1
+        link = theirs[after].link if linked else " "
         gaps.append(_Gap(closing, link if 0 < i < n_words else "", opening))
     # The rewriting may go on after our last word: the rule ends it then.
     if not SENTENCE_END.search(gaps[-1].closing):
