@@ -158,7 +158,11 @@ class Evaluation:
     def _key(self, row):
         """Changes with everything of a row that an answer depends on."""
         return fingerprint_text(
-            row["text"], self.task.reference(row), f"{row['duration']:.3f}"
+            row["text"],
+            self.task.reference(row),
+            f"{row['duration']:.3f}",
+            # A stretch of a recording may move and keep its length.
+            f"{row.get('start')} {row.get('stop')}",
         )
 
     def _unreadable(self, rows):

@@ -41,7 +41,7 @@ class HFEngine(Engine):
     [['abc', 'ab'], ['a']]
     """
 
-    def __init__(self, llm, batch_size=32, window=512):
+    def __init__(self, llm, batch_size=128, window=512):
         if batch_size < 1:
             raise BadInput(f"batch_size {batch_size}: must be at least 1")
         self.llm = llm
