@@ -2,9 +2,10 @@
 
 What is spent on a batch is what its rows need: the prompts' common beginning
 (the instruction) is read once for all rows, the rest among prompts of similar
-length, and a row leaves the batch soon after it has ended. transformers' ``generate`` reads the instruction in every
-row and decodes all rows to the length of the longest; it remains the measure:
-in float32 both give the same tokens.
+length, and a row leaves the batch soon after it has ended. transformers'
+``generate`` reads the instruction in every row and decodes all rows to the
+length of the longest; it remains the measure: in float32 both give the same
+tokens.
 
 Authors
  * The blsp_plugin team 2026
@@ -50,9 +51,9 @@ def can_decode(llm, longest):
     """Whether `decode` gives what the LLM's own ``generate`` gives.
 
     Not if the LLM asks for penalties by itself, has layers without keys and
-    values of their own, or windows of attention that a prompt with its response outgrows
-    (padding stands between the common beginning and the rest, and a window
-    would count it).
+    values of their own, or windows of attention that a prompt with its
+    response outgrows (padding stands between the common beginning and the
+    rest, and a window would count it).
 
     Arguments
     ---------
