@@ -7,8 +7,13 @@ import pytest
 import torch
 from speechbrain.utils.checkpoints import Checkpointer
 
-from blsp_plugin.checkpoints import AtomicCheckpointer, SavedDict
+from blsp_plugin.checkpoints import (
+    AtomicCheckpointer,
+    SavedDict,
+    check_provenance,
+)
 from blsp_plugin.errors import BadInput
+from blsp_plugin.files import write_json
 
 
 class Killed(BaseException):
@@ -77,3 +82,27 @@ def test_full_disk_keeps_the_last_checkpoint(tmp_path):
         assert torch.equal(other.weight, weight)
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_continuations_of_another_base_are_refused(tmp_path, caplog):
+    data = tmp_path / "train.parquet"
+    base = {"llm": "0123456789abcdef", "prompt": "p", "encoder": "e"}
+
+    def written(llm, prompt="p"):
+        settings = {"settings": {"llm": llm, "prompt": prompt}}
+        write_json(settings, tmp_path / "provenance.json")
+
+    check_provenance(str(data), base)  # of unknown origin: nothing to compare
+    written("0123456789abcdef in bfloat16")
+    check_provenance(str(data), base)
+    written("fedcba9876543210 in bfloat16")
+    with pytest.raises(BadInput, match="llm"):
+        check_provenance(str(data), base)
+    # A server shows no weights: said once, and the prompt still counts.
+    written("unknown weights served as llm")
+    assert "served as" not in caplog.text
+    check_provenance(str(data), base)
+    assert "unknown weights served as llm" in caplog.text
+    written("unknown weights served as llm", prompt="q")
+    with pytest.raises(BadInput, match="prompt"):
+        check_provenance(str(data), base)

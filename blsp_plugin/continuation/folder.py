@@ -286,11 +286,11 @@ class OutputFolder:
                 )
                 counts.update(found)
                 counts[f"written_{split}"] = found["written"]
-        with open(path, encoding="utf-8") as stream:
+        with open(path, encoding="utf-8") as lines:
             write_sheet(
                 self.path("sheet.html"),
                 self.path(f"{next(iter(self.plans))}.parquet"),
-                map(json.loads, stream),
+                map(json.loads, lines),
                 seed=self.continuation.seed,
             )
         metrics = {**self._metrics(counts, n_input), **metrics}
