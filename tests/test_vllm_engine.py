@@ -8,7 +8,8 @@ import pytest
 
 from tests.training import ROOT, run_recipe
 
-PYTHON = os.path.join(ROOT, ".venv-vllm", "bin", "python")
+VENV = os.path.join(ROOT, ".venv-vllm")
+PYTHON = os.path.join(VENV, "bin", "python")
 PRESET = """
 base: {root}/hparams/vllm_generate.yaml
 llm: {llm}
@@ -23,7 +24,7 @@ def smollm2():
     from blsp_plugin.starter import store
 
     folder = os.path.join(store.root(), "smollm2-135m-instruct")
-    if not os.path.isfile(PYTHON):
+    if not os.path.isfile(os.path.join(VENV, ".installed")):
         pytest.skip("no .venv-vllm: run make vllm-env")
     if not os.path.isdir(folder):
         pytest.skip("no starter LLM: run make starter")
