@@ -4,6 +4,10 @@ Authors
  * The blsp_plugin team 2026
 """
 
+import os
+
+import torch
+
 from blsp_plugin.continuation.engines.base import Engine, own_ids
 from blsp_plugin.errors import BadInput
 from blsp_plugin.llm import Generation
@@ -42,6 +46,8 @@ class VLLMEngine(Engine):
 
     def to(self, device):
         """Load the LLM; vLLM finds its devices by itself."""
+        # Its own configuration silences everybody else's logs.
+        os.environ.setdefault("VLLM_CONFIGURE_LOGGING", "0")
         try:
             # It has an environment of its own: see the Makefile.
             import vllm
@@ -53,6 +59,11 @@ class VLLMEngine(Engine):
         self._llm = vllm.LLM(
             model=self.source, dtype=self.dtype, **self.options
         )
+        if torch.distributed.is_initialized():
+            # vLLM made a group of this process alone, and the toolkit now
+            # asks the environment which process of it this is.
+            os.environ.setdefault("RANK", "0")
+            os.environ.setdefault("LOCAL_RANK", "0")
 
     def plan(self, requests):
         """All of a window: vLLM does the batching."""
