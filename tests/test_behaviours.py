@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from blsp_plugin.continuation.behaviours import Behaviour, assign
+from blsp_plugin.continuation.behaviours import Behaviour
 from blsp_plugin.errors import BadInput
 from blsp_plugin.hparams import load_hparams
 from tests.training import ROOT
@@ -62,16 +62,6 @@ def test_draws_stay_what_they_were():
     assert drawn == [2, 2, 2, 0, 2, 2, 1, 2, 0, 0, 0, 2]
     # Where there is nothing to draw, everybody gets the instruction.
     assert {Behaviour("label", "Go on.").draw(clip) for clip in CLIPS} == {0}
-
-
-def test_assign_follows_the_draw():
-    rows = [{"id": clip} for clip in CLIPS[:50]]
-    behaviour = label(0.3)
-    assert [(row["id"], b) for row, b in assign(rows, [behaviour])] == [
-        (clip, behaviour)
-        for clip in CLIPS[:50]
-        if behaviour.draw(clip) is not None
-    ]
 
 
 @pytest.mark.parametrize(

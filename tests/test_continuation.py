@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 import pyarrow.parquet
 import pytest
@@ -16,7 +17,7 @@ import yaml
 from speechbrain import parse_arguments
 
 from blsp_plugin.continuation import filters as flt
-from blsp_plugin.continuation.behaviours import Behaviour, assign, row_key
+from blsp_plugin.continuation.behaviours import Behaviour, row_key
 from blsp_plugin.continuation.engines import (
     CasingEngine,
     HFEngine,
@@ -122,14 +123,22 @@ def test_shares_are_a_property_of_the_clip():
     rows = rows_of(range(400))
     third = Behaviour("label", "Name the topic.", share=0.3)
     more = Behaviour("label", "Name the topic.", share=0.6)
-    ids = [row_key(*item) for item in assign(rows, [third])]
+
+    def chosen(behaviours, seed=0):
+        work = Continuation(None, None, behaviours, seed=seed)
+        return {
+            row_key(row, work.asks[ask][0])
+            for row in rows
+            for ask in work.choose(row)
+        }
+
+    ids = chosen([third])
     assert 90 < len(ids) < 150
-    assert ids == [row_key(*item) for item in assign(rows, [third])]
-    assert set(ids) < {row_key(*item) for item in assign(rows, [more])}
-    assert ids != [row_key(*item) for item in assign(rows, [third], seed=1)]
-    both = [row_key(*item) for item in assign(rows[::-1], [CONTINUE, third])]
-    assert len(set(both)) == len(both) == 400 + len(ids)
-    assert set(ids) < set(both)
+    assert ids == chosen([third])
+    assert ids < chosen([more])
+    assert ids != chosen([third], seed=1)
+    both = chosen([CONTINUE, third])
+    assert len(both) == 400 + len(ids) and ids < both
 
 
 @pytest.mark.parametrize(
@@ -585,8 +594,9 @@ recasing: !new:blsp_plugin.continuation.inputs.Recasing
 """
 
 
-def test_shards_merge_complete(recipe, preset, tmp_path, capsys):
+def test_shards_merge_complete(recipe, preset, tmp_path, capsys, monkeypatch):
     """The parts of a cluster's jobs give the table of one job, or none."""
+    monkeypatch.setattr("blsp_plugin.continuation.pipeline.ROWS_OF_A_PART", 16)
     corpus = tiny_corpus(tmp_path / "corpus", n=60)
     recasing = tmp_path / "recasing.yaml"
     recasing.write_text(f"base: {preset}\n{RECASING}")
@@ -597,10 +607,12 @@ def test_shards_merge_complete(recipe, preset, tmp_path, capsys):
     run_part("whole")
     whole = tables(tmp_path / "whole")
     for part in range(3):
-        run_part(f"part{part}", shard=f"{part}/3")
+        # An engine's window is its own matter, and another run's too.
+        window = 16 if part else 8
+        run_part(f"part{part}", shard=f"{part}/3", window=window)
         folder = tmp_path / f"part{part}"
         assert not (folder / "train.parquet").exists()
-        # Its own windows only, of 16, 16, 16 and 12 rows.
+        # Its own blocks only, of 16, 16, 16 and 12 rows.
         rows = 16 + 12 * (part == 0)
         assert count(folder / "recasing" / "shards") == rows
         assert count(folder / "shards") == 2 * rows
@@ -618,7 +630,7 @@ def test_shards_merge_complete(recipe, preset, tmp_path, capsys):
     merge(0, 1, 2)
     for split, table in tables(tmp_path / "merged").items():
         assert table.equals(whole[split])
-    merge(2, 1)  # finished: nothing is looked for
+    merge(2, 7)  # finished: nothing is looked for
     # Another job's settings, or no job at all.
     run_part("other", max_new_tokens=9)
     for folder, complaint in (
@@ -716,6 +728,32 @@ def test_bad_rows_are_rejected_and_too_many_stop(
     metrics = read_json(output, "metrics.json")
     assert metrics["rejected_input"] == 3
     assert metrics["rows"] == 2 * (12 + 4)
+
+
+def test_refused_run_changes_nothing(recipe, preset, tmp_path, capsys):
+    """Neither the list of bad rows nor what counts as finished."""
+    corpus = tiny_corpus(tmp_path / "corpus", n=12)
+    before = Path(corpus.train_csv).read_bytes()
+    output = tmp_path / "out"
+    recipe(options(preset, corpus, output))
+    papers = {p: p.read_bytes() for p in output.rglob("*.json*")}
+    with open(corpus.train_csv, "a", encoding="utf-8") as stream:
+        stream.write("x1,1.0,$data_root/train/train-000.flac,s,MORE\n")
+        stream.write("x3,1.0,$data_root/train/none.flac,s,NO SUCH FILE\n")
+    with pytest.raises(SystemExit):
+        recipe(options(preset, corpus, output, max_rejected=0.2))
+    assert "inputs.train.rows was 12 and is 13" in capsys.readouterr().err
+    Path(corpus.train_csv).write_bytes(before)
+    recipe(options(preset, corpus, output))
+    assert papers == {p: p.read_bytes() for p in papers}
+
+
+def test_kept_column_that_the_table_has_anyway(
+    recipe, preset, corpus, tmp_path, capsys
+):
+    with pytest.raises(SystemExit):
+        recipe(options(preset, corpus, tmp_path, keep_columns="[wav]"))
+    assert "keep_columns: wav is a column" in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -197,3 +197,22 @@ def test_full_disk_keeps_the_old_table(tmp_path):
         write_table(path, plan, index, ASKS, list)
     assert path.read_text() == "old"
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_split_in_which_nobody_is_asked(tmp_path):
+    rows = [(i, row(f"clip{i}"), None) for i in range(3)]
+    write_plan(tmp_path / "a.arrow", rows, lambda row: [])
+    plan = Plan(tmp_path / "a.arrow")
+    assert (plan.n_rows, plan.n_requests) == (3, 0)
+    (tmp_path / "shards").mkdir()
+    index = scan_shards(tmp_path / "shards", "train", 0)
+    path = tmp_path / "train.parquet"
+    counts = write_table(path, plan, index, ASKS, list)
+    assert counts["rows"] == counts["written"] == 0
+    assert pyarrow.parquet.read_table(path).schema.names == COLUMNS.names
+
+
+def test_missing_value_of_a_kept_column_stays_missing(tmp_path):
+    rows = [row("a", spk_id=None), row("b", spk_id=7)]
+    plan, _, _ = make_plan(tmp_path / "a.arrow", rows, ["spk_id"])
+    assert plan.rows(0, 2)["spk_id"].to_pylist() == [None, "7"]

@@ -62,7 +62,8 @@ def test_server_engine_against_real_server(family, request, tmp_path):
         there = answers(engine, [*requests, hostile])
         # It takes text only, and no token ids: nothing useful comes of it.
         wrong = ServerEngine(url, str(folder), prompt, concurrency=2)
-        refused = answers(wrong, requests[:3])
+        with pytest.raises(BadInput, match="every request was refused") as e:
+            answers(wrong, requests[:3])
     assert there.pop(99) == Refused("cannot be sent as text")
     assert set(there) == set(here)
     for n, answer in there.items():
@@ -71,9 +72,7 @@ def test_server_engine_against_real_server(family, request, tmp_path):
         last = len(here[n].ids) >= CONTINUE.max_new_tokens - 1
         assert answer.ended == here[n].ended or last
     assert {answer.ended for answer in there.values()} == {True, False}
-    for answer in refused.values():
-        assert answer.reason.startswith("refused by the server (")
-        assert "prompt must be a string" in answer.reason
+    assert "prompt must be a string" in str(e.value)
 
 
 @contextlib.contextmanager
@@ -99,7 +98,13 @@ def scripted_server(script):
             choice = {"index": 0, "text": " yes", "finish_reason": "stop"}
             choice["token_ids"] = [5, 6]
             good = {"id": "1", "object": "text_completion", "created": 0}
+            if isinstance(status, dict) and "finish" in status:
+                choice["finish_reason"] = status["finish"]
+                status = 200
             good.update(model="llm", choices=[choice])
+            if not isinstance(status, int):
+                self._send(200, status)
+                return
             bad = {"error": {"message": f"said {status}"}}
             self._send(status, good if status == 200 else bad)
 
@@ -181,11 +186,26 @@ def test_server_retries_and_gives_up_clearly(prompt):
         False,
         False,
     ]
+    with scripted_server([400, 200]) as (url, seen):
+        found = answers(engine(url), requests)
+    assert isinstance(found[0], Refused) and found[3].text == "yes"
     many = requests_for(prompt, SENTENCES[:60])
-    with scripted_server([400]) as (url, seen):
-        with pytest.raises(BadInput, match="32 requests in a row"):
-            answers(engine(url, concurrency=4), many)
-    assert len(seen) < 40
+    for some in (many, many[:5]):
+        got = []
+        with scripted_server([400]) as (url, seen):
+            wrong = engine(url, concurrency=4)
+            with pytest.raises(BadInput, match="every request was refused"):
+                for group in wrong.generate([[r] for r in some]):
+                    got += group
+        assert len(seen) < 40 and not got  # nothing is rejected for good
+
+    # What is no completion is one line, too.
+    for odd in ({"choices": []}, {"error": {}}, "<html>", {"finish": "abort"}):
+        with scripted_server([odd]) as (url, seen):
+            with pytest.raises(BadInput, match="something else|broke a resp"):
+                answers(engine(url), requests)
+    with pytest.raises(BadInput, match="write http://host:port/v1"):
+        answers(engine("http://host:port/v1"), requests)
 
 
 def test_concurrency_is_bounded_and_kept_up(prompt):

@@ -69,6 +69,19 @@ def test_damaged_line_counts_as_not_written(tmp_path, caplog):
     )
 
 
+def test_line_is_whole_or_none(tmp_path):
+    path = tmp_path / "train-00000-00000.jsonl"
+    with Shard(path) as shard:
+        shard.append([record(n) for n in range(3)])
+        shard.append([{"n": 3}, record(4, response="\ud83d half a pair")])
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[1] = lines[1].replace(b"to 1", b"to \xff")
+    path.write_bytes(b"".join(lines))
+    assert done(tmp_path) == [0, 2, 4]
+    index = scan_shards(tmp_path, "train", 6)
+    assert read_records(index, 4, 5)["response"][0].as_py() == "? half a pair"
+
+
 def test_one_owner_a_shard(tmp_path):
     path = tmp_path / "train-00000-00000.jsonl"
     with Shard(path):

@@ -15,7 +15,7 @@ import re
 
 from blsp_plugin.errors import BadInput
 
-__all__ = ["Behaviour", "assign", "row_key"]
+__all__ = ["Behaviour", "row_key"]
 
 _NAME = re.compile(r"[A-Za-z0-9_]+")
 
@@ -135,35 +135,6 @@ class Behaviour:
             return None
         choice = int.from_bytes(digest[8:16], "big")
         return choice * len(self.instructions) >> 64
-
-
-def assign(rows, behaviours, seed=0):
-    """Pair each row with its behaviours.
-
-    Arguments
-    ---------
-    rows : iterable of dict
-        With the key ``id``.
-    behaviours : sequence of Behaviour
-        In the order in which a row's responses are to stand.
-    seed : int
-        Of the draws.
-
-    Yields
-    ------
-    row : dict
-    behaviour : Behaviour
-
-    Example
-    -------
-    >>> both = [Behaviour("continue", "Go on."), Behaviour("repeat", "Say it.")]
-    >>> [row_key(r, b) for r, b in assign([{"id": "a"}, {"id": "b"}], both)]
-    ['a-continue', 'a-repeat', 'b-continue', 'b-repeat']
-    """
-    for row in rows:
-        for behaviour in behaviours:
-            if behaviour.draw(row["id"], seed) is not None:
-                yield row, behaviour
 
 
 def row_key(row, behaviour):

@@ -10,6 +10,7 @@ Authors
 """
 
 import collections
+import contextlib
 import functools
 import json
 import os
@@ -22,6 +23,7 @@ import transformers
 from speechbrain.utils.logger import get_logger
 
 import blsp_plugin
+from blsp_plugin.continuation.plan import COLUMNS as PLAN_COLUMNS
 from blsp_plugin.continuation.plan import Plan, write_plan
 from blsp_plugin.continuation.settings import check_settings
 from blsp_plugin.continuation.shards import (
@@ -30,7 +32,7 @@ from blsp_plugin.continuation.shards import (
     shard_path,
 )
 from blsp_plugin.continuation.sheet import write_sheet
-from blsp_plugin.continuation.table import write_table
+from blsp_plugin.continuation.table import COLUMNS, write_table
 from blsp_plugin.data.manifest import check_rejected
 from blsp_plugin.errors import BadInput
 from blsp_plugin.files import (
@@ -43,6 +45,7 @@ from blsp_plugin.files import (
 __all__ = ["OutputFolder", "parse_shard"]
 
 logger = get_logger(__name__)
+RESERVED = {*COLUMNS.names, *(name for name, _ in PLAN_COLUMNS), "reason"}
 _FORMAT = 2  # of the shards and tables; another one is another setting
 
 
@@ -99,6 +102,12 @@ class OutputFolder:
         self.folder = os.fspath(folder)
         self.continuation = continuation
         self.keep = list(keep)
+        for name in self.keep:
+            if name in RESERVED or self.keep.count(name) > 1:
+                raise BadInput(
+                    f"keep_columns: {name} is a column of the tables anyway, "
+                    "or named twice; leave it out"
+                )
         self.part, self.parts = parse_shard(shard)
         self.shards = self.path("shards")
         # Parts may share the folder, and their recased texts differ.
@@ -194,6 +203,8 @@ class OutputFolder:
         BadInput
             If one is not of the same work, or something is still missing.
         """
+        if all(index.done.all() for index in self.scan().values()):
+            return
         for folder in folders:
             path = os.path.join(folder, "settings.json")
             if not os.path.exists(path):
@@ -259,6 +270,9 @@ class OutputFolder:
         BadInput
             If a response is missing.
         """
+        # What is being replaced must not look finished.
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(self.path("provenance.json"))
         asks = [
             (behaviour.name, instruction)
             for behaviour, instruction in self.continuation.asks
@@ -345,12 +359,15 @@ class OutputFolder:
                 }
                 for row_id, number, reason in bad
             ]
+        inputs = {"source": source, "facts": facts}
+        check_settings(self.path("settings.json"), self._settings(inputs))
+        # From here on this folder's: until all is replaced it has no input.
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(self._input("inputs.json"))
         path = self.rejected_input
         write_jsonl(rejected, path)
         n_all = len(rejected) + sum(fact["rows"] for fact in facts.values())
         check_rejected(len(rejected), n_all, max_rejected, "input rows", path)
-        inputs = {"source": source, "facts": facts}
-        check_settings(self.path("settings.json"), self._settings(inputs))
         for split in facts:
             os.replace(self._plan_path(split) + ".tmp", self._plan_path(split))
         # Last, because it says that the plans are there.

@@ -4,6 +4,8 @@ Authors
  * The blsp_plugin team 2026
 """
 
+import itertools
+
 from speechbrain.utils.logger import get_logger
 
 from blsp_plugin.continuation.behaviours import row_key
@@ -14,6 +16,7 @@ from blsp_plugin.errors import BadInput
 __all__ = ["Continuation"]
 
 logger = get_logger(__name__)
+ROWS_OF_A_PART = 512  # that a job of a cluster takes at a time
 
 
 class Continuation:
@@ -115,8 +118,8 @@ class Continuation:
     def write(self, plan, shard, done, rank=0, world=1, part=0, parts=1):
         """Write every response that is not there yet.
 
-        Jobs of a cluster share the windows, processes of a job share their
-        batches; what is in a window or batch depends neither on their numbers
+        Jobs of a cluster share blocks of rows, processes of a job share the
+        batches; what is in a batch depends neither on the number of processes
         nor on what is done already.
 
         Arguments
@@ -179,10 +182,18 @@ class Continuation:
         return total, missing
 
     def _windows(self, plan, part, parts):
-        size = self.engine.window
-        for number in range(part, -(-plan.n_rows // size), parts):
-            start = number * size
-            yield number, start, min(start + size, plan.n_rows)
+        """Number, start and stop of the windows of a part of the rows.
+
+        Parts are dealt out in blocks that know nothing of the engine: the
+        recasing's may have other windows, and a later run too.
+        """
+        block = ROWS_OF_A_PART if parts > 1 else max(1, plan.n_rows)
+        numbers = itertools.count()
+        for begin in range(part * block, plan.n_rows, parts * block):
+            end = min(begin + block, plan.n_rows)
+            for start in range(begin, end, self.engine.window):
+                stop = min(start + self.engine.window, end)
+                yield next(numbers), start, stop
 
     def _batches(self, plan, done, rank, world, part, parts, unasked):
         """Batches with something to do; adds to ``unasked`` as it goes."""

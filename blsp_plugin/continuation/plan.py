@@ -20,10 +20,10 @@ import pyarrow
 from blsp_plugin.data.manifest import REPEATED, first_places
 from blsp_plugin.files import disk_errors
 
-__all__ = ["Plan", "write_plan"]
+__all__ = ["COLUMNS", "Plan", "write_plan"]
 
 ROWS_A_BATCH = 8192
-_COLUMNS = [
+COLUMNS = [
     ("id", pyarrow.string()),
     ("wav", pyarrow.string()),
     ("duration", pyarrow.float64()),
@@ -62,7 +62,7 @@ class Plan:
         self.path = os.fspath(path)
         with pyarrow.ipc.open_file(self.path) as file:
             self.schema = file.schema
-        self.keep = self.schema.names[len(_COLUMNS) :]
+        self.keep = self.schema.names[len(COLUMNS) :]
         options = pyarrow.ipc.IpcReadOptions(included_fields=[7])
         asks, counts = [], []
         with pyarrow.ipc.open_file(self.path, options=options) as file:
@@ -154,9 +154,9 @@ def write_plan(path, rows, choose, keep=()):
     rejected : list of (str, int, str)
         ID, number and reason of rows that cannot be used, in their order.
     """
-    names = [name for name, _ in _COLUMNS]
+    names = [name for name, _ in COLUMNS]
     schema = pyarrow.schema(
-        [*_COLUMNS, *((name, pyarrow.string()) for name in keep)]
+        [*COLUMNS, *((name, pyarrow.string()) for name in keep)]
     )
     hashes, numbers, rejected = array("q"), array("q"), []
 
@@ -177,7 +177,10 @@ def write_plan(path, rows, choose, keep=()):
                     name: [row.get(name) for row in group] for name in names
                 }
                 for name in keep:
-                    columns[name] = [str(row[name]) for row in group]
+                    columns[name] = [
+                        None if row[name] is None else str(row[name])
+                        for row in group
+                    ]
                 writer.write_batch(
                     pyarrow.RecordBatch.from_pydict(columns, schema)
                 )

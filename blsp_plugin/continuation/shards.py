@@ -66,7 +66,8 @@ class Shard:
     -------
     >>> folder = getfixture("tmp_path")
     >>> with Shard(shard_path(folder, "train", 0)) as shard:
-    ...     shard.append([{"n": 4, "ID": "a"}, {"n": 2, "ID": "b"}])
+    ...     facts = {"response": "", "response_ids": [], "ended": True}
+    ...     shard.append([{"n": n, "ID": str(n), **facts} for n in (4, 2)])
     >>> scan_shards(folder, "train", 6).done.tolist()
     [False, False, True, False, True, False]
     """
@@ -103,7 +104,8 @@ class Shard:
             ENOSPC, naming the file, if the disk is full.
         """
         lines = [json.dumps(r, ensure_ascii=False) + "\n" for r in records]
-        data = "".join(lines).encode()
+        # A server may send half of a surrogate pair.
+        data = "".join(lines).encode(errors="replace")
         try:
             with disk_errors(self.path):
                 left = memoryview(data)
@@ -292,19 +294,28 @@ def scan_shards(folder, split, size):
 def _numbers(block, starts, ends):
     """The request's number in each line; -1 for a damaged one."""
     try:
-        # Every field is read, so that a line is whole or is none.
-        numbers = _parse(block)["n"].fill_null(-1).to_numpy()
+        numbers = _whole_numbers(block)
         if len(numbers) == len(ends):
             return numbers
-    except pyarrow.ArrowInvalid:
+    except (pyarrow.ArrowInvalid, UnicodeDecodeError):
         pass
     numbers = numpy.full(len(ends), -1, dtype=numpy.int64)
     for i, (start, end) in enumerate(zip(starts, ends, strict=True)):
-        with contextlib.suppress(pyarrow.ArrowInvalid):
-            found = _parse(block[start:end])["n"].fill_null(-1).to_pylist()
+        with contextlib.suppress(pyarrow.ArrowInvalid, UnicodeDecodeError):
+            found = _whole_numbers(block[start:end])
             if len(found) == 1:
                 numbers[i] = found[0]
     return numbers
+
+
+def _whole_numbers(lines):
+    """The number in each line of which every field can be read, else -1."""
+    lines.decode()  # the parser takes any bytes in a string
+    table = _parse(lines)
+    whole = table["n"].is_valid().to_numpy()
+    for name in ("ID", "response", "response_ids", "ended"):
+        whole = whole & table[name].is_valid().to_numpy()
+    return numpy.where(whole, table["n"].fill_null(-1).to_numpy(), -1)
 
 
 def _parse(lines):

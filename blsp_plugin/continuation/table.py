@@ -120,8 +120,9 @@ def _joined(plan, index, asks, start, stop):
             f"{total - 1} more are missing; run the same command again to "
             "write them (of a cluster's job: with its --shard)"
         )
-    same = pyarrow.compute.equal(keys, records["ID"]).combine_chunks()
-    if not pyarrow.compute.all(same).as_py():
+    written = records["ID"].fill_null("")
+    same = pyarrow.compute.equal(keys, written).combine_chunks()
+    if not pyarrow.compute.all(same, min_count=0).as_py():
         place = same.index(False).as_py()
         raise BadInput(
             f"{keys[place]}: the shards have {records['ID'][place]} in its "

@@ -82,7 +82,7 @@ def _read_splits(data_folder, splits, subset):
         try:
             path = data_folder / audio["path"]
             speaker, subsets = audio.get("speaker", ""), audio["subsets"]
-            segments = audio["segments"]
+            segments = list(audio["segments"])
         except (KeyError, TypeError, AttributeError) as error:
             raise BadInput(
                 f"{file}, audio {row}: no {error}; it is not GigaSpeech's "
@@ -103,7 +103,13 @@ def _clip(name, path, speaker, segment, file, row):
         columns = {"spk_id": speaker, "wrd": tidy_text(text)}
         clip = (segment["sid"], path, columns, str(file), row)
         return Clip(*clip, stretch=stretch)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (
+        KeyError,
+        TypeError,
+        AttributeError,
+        ValueError,
+        StopIteration,
+    ) as error:
         reason = (
             f"segment of audio {row} is not whole ({error!r}); it needs sid, "
             "begin_time, end_time and text_tn"

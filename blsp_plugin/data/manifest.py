@@ -220,13 +220,22 @@ def _add_audio(row, record, root, check):
 _probe = functools.lru_cache(maxsize=64)(probe_speech)
 
 
+def _parse_sample(text):
+    """A number of samples; pandas writes "8000.0" where some are missing."""
+    number = float(text)
+    if not number.is_integer():
+        raise ValueError
+    return int(number)
+
+
 def _find_stretch(wav, record):
     """{"start", "stop"} in samples; {} if the clip is the whole file."""
     given = {name: _as_text(record.get(name)) for name in STRETCH}
+    given = {k: "" if v == "nan" else v for k, v in given.items()}
     start, stop, begin, end = given.values()
     try:
         if start or stop:
-            start, stop = int(start), int(stop)
+            start, stop = _parse_sample(start), _parse_sample(stop)
         elif begin or end:
             begin, end = float(begin), float(end)
             start, stop = find_stretch(wav, _probe(wav), begin, end)

@@ -112,7 +112,8 @@ def main(argv):
     if output.parts > 1:
         logger.info(
             "%s: part %s is written; when all parts are, run this command "
-            "with --merge_folders instead of --shard",
+            "without --shard, and with --merge_folders if they are in folders "
+            "of their own",
             folder,
             hparams["shard"],
         )

@@ -136,7 +136,10 @@ def own_ids(tokenizer, ids, stop=None):
     -------
     list of int
     """
-    ids, special = list(ids), set(tokenizer.all_special_ids)
+    # Some end a turn with a token that has no name of its own (Phi-3).
+    added = tokenizer.added_tokens_decoder.items()
+    special = {i for i, token in added if token.special}
+    ids, special = list(ids), special.union(tokenizer.all_special_ids)
     while ids and ids[-1] in special:
         ids.pop()
     while stop and ids and stop in tokenizer.decode(ids):

@@ -17,7 +17,7 @@ from blsp_plugin.llm import Generation
 
 __all__ = ["ServerEngine"]
 
-# A server that refuses this many requests in a row is not meant for them.
+# A server that begins with as many refusals is not meant for such requests.
 MAX_REFUSALS = 32
 PROMPT_KINDS = ("ids", "text")
 
@@ -46,7 +46,8 @@ class ServerEngine(Engine):
         Seconds that one request may take.
     max_retries : int
         How often a request is repeated when the server is down, overloaded or
-        too slow; the waits double from 0.5 s to 8 s (ten retries: a minute).
+        too slow; the waits between double from 0.5 s to 8 s (ten retries of a
+        server that is down: a minute).
     api_key : str
         If the server wants one.
     extra_body : dict, optional
@@ -91,7 +92,7 @@ class ServerEngine(Engine):
         self.api_key = api_key
         self.extra_body = dict(extra_body or {})
         self.window = window
-        self._refusals = 0
+        self._answered = False
 
     def plan(self, requests):
         """One request a batch: the server makes its own."""
@@ -100,9 +101,9 @@ class ServerEngine(Engine):
     def generate(self, batches):
         """Groups of what has come back: see `Engine.generate`."""
         requests = itertools.chain.from_iterable(batches)
-        loop = asyncio.new_event_loop()
-        pending = set()
         client = self._client()
+        loop = asyncio.new_event_loop()
+        pending, refused = set(), []
         try:
             while True:
                 for request in itertools.islice(
@@ -110,13 +111,26 @@ class ServerEngine(Engine):
                 ):
                     pending.add(loop.create_task(self._ask(client, request)))
                 if not pending:
+                    if refused and not self._answered:
+                        raise self._refuses_all(refused[-1])
+                    if refused:
+                        yield refused
                     return
                 done, pending = loop.run_until_complete(
                     asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
                 )
                 good = [task for task in done if task.exception() is None]
-                if good:
-                    yield [task.result() for task in good]
+                answers = [task.result() for task in good]
+                written = [a for a in answers if not isinstance(a[1], Refused)]
+                refused += [a for a in answers if isinstance(a[1], Refused)]
+                # Refusals are rejections for good: not before it is clear
+                # that the server takes requests of this kind at all.
+                if written:
+                    self._answered = True
+                    written, refused = written + refused, []
+                    yield written
+                elif len(refused) >= MAX_REFUSALS and not self._answered:
+                    raise self._refuses_all(refused[-1])
                 # What has come back is on the disk now.
                 for task in done:
                     task.result()
@@ -150,12 +164,17 @@ class ServerEngine(Engine):
         # It would tell of every request.
         logging.getLogger("httpx2").setLevel(logging.WARNING)
         logging.getLogger("httpx").setLevel(logging.WARNING)
-        return openai.AsyncOpenAI(
-            base_url=self.url,
-            api_key=self.api_key,
-            timeout=self.timeout,
-            max_retries=self.max_retries,
-        )
+        try:
+            return openai.AsyncOpenAI(
+                base_url=self.url,
+                api_key=self.api_key,
+                timeout=self.timeout,
+                max_retries=self.max_retries,
+            )
+        except Exception as error:  # of the HTTP library that it uses
+            raise BadInput(
+                f"url {self.url!r}: {error}; write http://host:port/v1"
+            ) from error
 
     async def _call(self, method, **kwargs):
         """Call the client; what cannot be mended by waiting is one line."""
@@ -181,6 +200,11 @@ class ServerEngine(Engine):
                 f"{self.max_retries + 1} times; start the server or correct "
                 "the url, then run the same command again: what is written "
                 "is kept"
+            ) from error
+        except (openai.OpenAIError, ValueError) as error:
+            raise BadInput(
+                f"{self.url}: answered something else than a completion "
+                f"({_short(error)}); correct the url"
             ) from error
 
     def _tried(self, status):
@@ -212,17 +236,23 @@ class ServerEngine(Engine):
             openai.BadRequestError,
             openai.UnprocessableEntityError,
         ) as error:
-            self._refusals += 1
-            reason = f"refused by the server ({_short(error)})"
-            if self._refusals >= MAX_REFUSALS:
-                raise BadInput(
-                    f"{self.url}: {self._refusals} requests in a row were "
-                    f"{reason}, the last was {request.key}; correct the "
-                    "engine's settings"
-                ) from error
-            return request, Refused(reason)
-        self._refusals = 0
-        return request, self._generation(completion.choices[0], behaviour.stop)
+            return request, Refused(f"refused by the server ({_short(error)})")
+        try:
+            return request, self._generation(
+                completion.choices[0], behaviour.stop
+            )
+        except (AttributeError, IndexError, TypeError) as error:
+            raise BadInput(
+                f"{self.url}: answered something else than a completion "
+                f"({_short(error)}); correct the url"
+            ) from error
+
+    def _refuses_all(self, answer):
+        request, refused = answer
+        return BadInput(
+            f"{self.url}: every request was {refused.reason}, the last "
+            f"{request.key}; correct the engine's settings"
+        )
 
     def _as_text(self, request):
         """The text that the server's tokenizer reads as the ids, or None."""
@@ -240,6 +270,11 @@ class ServerEngine(Engine):
             ids = self.tokenizer(choice.text, add_special_tokens=False)
             ids = ids["input_ids"]
         text = choice.text.split(stop, 1)[0] if stop else choice.text
+        if choice.finish_reason not in ("stop", "length"):
+            raise BadInput(
+                f"{self.url}: broke a response off ({choice.finish_reason}); "
+                "run the same command again"
+            )
         return Generation(
             own_ids(self.tokenizer, ids, stop),
             text.strip(),

@@ -8,7 +8,7 @@ import os
 
 import torch
 
-from blsp_plugin.continuation.engines.base import Engine, own_ids
+from blsp_plugin.continuation.engines.base import Engine, Refused, own_ids
 from blsp_plugin.errors import BadInput
 from blsp_plugin.llm import Generation
 
@@ -73,7 +73,20 @@ class VLLMEngine(Engine):
         """One group a window: see `Engine.generate`."""
         import vllm
 
+        longest = self._llm.llm_engine.model_config.max_model_len
         for batch in batches:
+            long = [
+                request
+                for request in batch
+                if len(request.prompt_ids) + request.behaviour.max_new_tokens
+                > longest
+            ]
+            if long:
+                refused = Refused(f"prompt too long (for {longest} tokens)")
+                yield [(request, refused) for request in long]
+                batch = [request for request in batch if request not in long]
+            if not batch:
+                continue
             outputs = self._llm.generate(
                 [{"prompt_token_ids": list(r.prompt_ids)} for r in batch],
                 [
@@ -105,6 +118,11 @@ class VLLMEngine(Engine):
         }
 
     def _generation(self, request, output):
+        if output.finish_reason not in ("stop", "length"):
+            raise BadInput(
+                f"vLLM broke {request.key} off ({output.finish_reason}); run "
+                "the same command again"
+            )
         return Generation(
             own_ids(self.tokenizer, output.token_ids, request.behaviour.stop),
             output.text.strip(),
