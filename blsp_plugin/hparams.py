@@ -195,4 +195,11 @@ def _as_mapping(yaml, overrides):
             raise BadInput(
                 f"--{option}: given twice on the command line; leave one out"
             ) from error
+        except ruamel.yaml.YAMLError as error:
+            where = str(getattr(error, "problem_mark", "")).split("\n")
+            raise BadInput(
+                f"command line: not YAML ({error.problem}: "
+                f"{' '.join(where[1:2]).strip()}); put such a value into a "
+                "preset"
+            ) from error
     return dict(overrides or {})

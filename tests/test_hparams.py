@@ -79,3 +79,9 @@ def test_preset_over_a_preset(tmp_path):
     (tmp_path / "sub" / "b.yaml").write_text("base: ../a.yaml\nw: 3\n")
     with pytest.raises(BadInput, match="b.yaml: has no key 'w'"):
         load_hparams(str(tmp_path / "c.yaml"))
+
+
+def test_value_that_is_no_yaml_is_one_line(tmp_path):
+    (tmp_path / "a.yaml").write_text("x: 1\n")
+    with pytest.raises(BadInput, match="x: English: Hi.*into a preset"):
+        load_hparams(str(tmp_path / "a.yaml"), "x: English: Hi.\n")
