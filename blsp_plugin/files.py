@@ -8,6 +8,7 @@ import contextlib
 import errno
 import json
 import os
+import secrets
 
 __all__ = [
     "atomic_write",
@@ -68,7 +69,8 @@ def atomic_write(path, mode="w"):
     """
     path = os.fspath(path)
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    temporary = f"{path}.{os.getpid()}.tmp"
+    # Machines that share the folder may have processes of the same number.
+    temporary = f"{path}.{secrets.token_hex(4)}.tmp"
     try:
         text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
         with open(temporary, mode, **text) as stream:
