@@ -129,7 +129,7 @@ def test_descriptions_hold_all_that_decides():
         "language": "de",
         "min_letters": 20,
         "ratio": 5,
-        "library": f"py3langid {version('py3langid')}",
+        "detector": f"py3langid {version('py3langid')}",
     }
     assert Echo(0.7, transcript=False).describe() == {
         "filter": "Echo",

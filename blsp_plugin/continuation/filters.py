@@ -376,7 +376,7 @@ class WrongLanguage(Filter):
         self.ratio = ratio
         # Another version may judge otherwise.
         version = importlib.metadata.version("py3langid")
-        self.library = f"py3langid {version}"
+        self.detector = f"py3langid {version}"
         if self._code() not in _identifier().labels:
             raise BadInput(
                 f"language {language!r}: WrongLanguage does not know it; give "

@@ -20,7 +20,6 @@ import zlib
 import speechbrain
 import torch
 import transformers
-from speechbrain.utils.logger import get_logger
 
 import blsp_plugin
 from blsp_plugin.continuation.plan import COLUMNS as PLAN_COLUMNS
@@ -44,7 +43,6 @@ from blsp_plugin.files import (
 
 __all__ = ["OutputFolder", "parse_shard"]
 
-logger = get_logger(__name__)
 RESERVED = {*COLUMNS.names, *(name for name, _ in PLAN_COLUMNS), "reason"}
 _FORMAT = 2  # of the shards and tables; another one is another setting
 

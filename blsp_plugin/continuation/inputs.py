@@ -118,7 +118,6 @@ class Recasing(Continuation):
 
     Example
     -------
-    >>> from types import SimpleNamespace
     >>> from blsp_plugin.data.recasing import Recaser
     >>> work = Recasing(None, None, Recaser("Write it properly."))
     >>> [work.choose({"transcript": text}) for text in ("SO IT IS", "So it is")]

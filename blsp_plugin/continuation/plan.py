@@ -20,17 +20,20 @@ import pyarrow
 from blsp_plugin.data.manifest import REPEATED, first_places
 from blsp_plugin.files import disk_errors
 
-__all__ = ["COLUMNS", "Plan", "write_plan"]
+__all__ = ["CLIP", "COLUMNS", "Plan", "write_plan"]
 
 ROWS_A_BATCH = 8192
-COLUMNS = [
-    ("id", pyarrow.string()),
+CLIP = [  # what a row says of its clip, here and in the table
     ("wav", pyarrow.string()),
     ("duration", pyarrow.float64()),
     ("start", pyarrow.int64()),
     ("stop", pyarrow.int64()),
     ("transcript", pyarrow.string()),
     ("text", pyarrow.string()),
+]
+COLUMNS = [
+    ("id", pyarrow.string()),
+    *CLIP,
     ("asks", pyarrow.list_(pyarrow.int16())),
 ]
 _INPUT = ("id", "transcript")  # what of a row decides the texts
@@ -63,7 +66,9 @@ class Plan:
         with pyarrow.ipc.open_file(self.path) as file:
             self.schema = file.schema
         self.keep = self.schema.names[len(COLUMNS) :]
-        options = pyarrow.ipc.IpcReadOptions(included_fields=[7])
+        options = pyarrow.ipc.IpcReadOptions(
+            included_fields=[self.schema.get_field_index("asks")]
+        )
         asks, counts = [], []
         with pyarrow.ipc.open_file(self.path, options=options) as file:
             for i in range(file.num_record_batches):

@@ -13,6 +13,7 @@ import pyarrow
 import pyarrow.compute
 import pyarrow.parquet
 
+from blsp_plugin.continuation.plan import CLIP
 from blsp_plugin.continuation.shards import read_records
 from blsp_plugin.errors import BadInput
 from blsp_plugin.files import disk_errors, sync_folder
@@ -23,12 +24,7 @@ COLUMNS = pyarrow.schema(
     [
         ("ID", pyarrow.string()),
         ("clip_id", pyarrow.string()),
-        ("wav", pyarrow.string()),
-        ("duration", pyarrow.float64()),
-        ("start", pyarrow.int64()),
-        ("stop", pyarrow.int64()),
-        ("transcript", pyarrow.string()),
-        ("text", pyarrow.string()),
+        *CLIP,
         ("behaviour", pyarrow.string()),
         ("instruction", pyarrow.string()),
         ("response", pyarrow.string()),
@@ -84,7 +80,8 @@ def write_table(path, plan, index, asks, reject):
                     counts["rows"] += len(table)
                     counts["tokens"] += _tokens(table)
                     good = table["reason"].is_null()
-                    reject(_rejected(table.filter(_not(good)), counts))
+                    bad = pyarrow.compute.invert(good)
+                    reject(_rejected(table.filter(bad), counts))
                     table = table.filter(good).select(schema.names)
                     _count(table, counts)
                     writer.write_table(table.cast(schema))
@@ -134,10 +131,6 @@ def _joined(plan, index, asks, start, stop):
     for name in ("ID", "response", "response_ids", "ended", "reason"):
         table = table.append_column(name, records[name])
     return table
-
-
-def _not(mask):
-    return pyarrow.compute.invert(mask)
 
 
 def _rejected(table, counts):

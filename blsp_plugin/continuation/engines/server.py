@@ -17,8 +17,6 @@ from blsp_plugin.llm import Generation
 
 __all__ = ["ServerEngine"]
 
-# A server that begins with as many refusals is not meant for such requests.
-MAX_REFUSALS = 32
 PROMPT_KINDS = ("ids", "text")
 
 
@@ -92,18 +90,30 @@ class ServerEngine(Engine):
         self.api_key = api_key
         self.extra_body = dict(extra_body or {})
         self.window = window
-        self._answered = False
 
     def plan(self, requests):
         """One request a batch: the server makes its own."""
         return [[request] for request in requests]
+
+    def to(self, device):
+        """See that the server completes a prompt asked in this way.
+
+        A row that it refuses later on is rejected for good, so it must be
+        the row's fault.
+        """
+        answer = self._run(self._try_out())
+        if isinstance(answer, Refused):
+            raise BadInput(
+                f"{self.url}: a prompt of one word was {answer.reason}; "
+                "correct the engine's settings"
+            )
 
     def generate(self, batches):
         """Groups of what has come back: see `Engine.generate`."""
         requests = itertools.chain.from_iterable(batches)
         client = self._client()
         loop = asyncio.new_event_loop()
-        pending, refused = set(), []
+        pending = set()
         try:
             while True:
                 for request in itertools.islice(
@@ -111,26 +121,13 @@ class ServerEngine(Engine):
                 ):
                     pending.add(loop.create_task(self._ask(client, request)))
                 if not pending:
-                    if refused and not self._answered:
-                        raise self._refuses_all(refused[-1])
-                    if refused:
-                        yield refused
                     return
                 done, pending = loop.run_until_complete(
                     asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
                 )
                 good = [task for task in done if task.exception() is None]
-                answers = [task.result() for task in good]
-                written = [a for a in answers if not isinstance(a[1], Refused)]
-                refused += [a for a in answers if isinstance(a[1], Refused)]
-                # Refusals are rejections for good: not before it is clear
-                # that the server takes requests of this kind at all.
-                if written:
-                    self._answered = True
-                    written, refused = written + refused, []
-                    yield written
-                elif len(refused) >= MAX_REFUSALS and not self._answered:
-                    raise self._refuses_all(refused[-1])
+                if good:
+                    yield [task.result() for task in good]
                 # What has come back is on the disk now.
                 for task in done:
                     task.result()
@@ -176,17 +173,61 @@ class ServerEngine(Engine):
                 f"url {self.url!r}: {error}; write http://host:port/v1"
             ) from error
 
-    async def _call(self, method, **kwargs):
-        """Call the client; what cannot be mended by waiting is one line."""
+    @staticmethod
+    def _run(coroutine):
+        loop = asyncio.new_event_loop()
+        try:
+            return loop.run_until_complete(coroutine)
+        finally:
+            loop.close()
+
+    async def _try_out(self):
+        prompt = "Hello"
+        if self.prompt_as == "ids":
+            prompt = self.tokenizer(prompt)["input_ids"]
+        async with self._client() as client:
+            return await self._complete(client, prompt, max_tokens=1)
+
+    async def _ask(self, client, request):
+        """One request and its answer."""
+        if self.prompt_as == "ids":
+            prompt = list(request.prompt_ids)
+        else:
+            prompt = self._as_text(request)
+            if prompt is None:
+                return request, Refused("cannot be sent as text")
+        behaviour = request.behaviour
+        stop = {"stop": [behaviour.stop]} if behaviour.stop else {}
+        choice = await self._complete(
+            client, prompt, max_tokens=behaviour.max_new_tokens, **stop
+        )
+        if isinstance(choice, Refused):
+            return request, choice
+        return request, self._generation(choice, behaviour.stop)
+
+    async def _complete(self, client, prompt, **options):
+        """The server's choice, or `Refused`; else nothing mends it but a user.
+
+        Waiting and asking again is the client's work.
+        """
         import openai
 
         try:
-            return await method(**kwargs)
+            completion = await client.completions.create(
+                model=self.model,
+                prompt=prompt,
+                temperature=0.0,
+                extra_body=self.extra_body,
+                **options,
+            )
+            choice = completion.choices[0]
+            choice.text.strip()
+            return choice
         except (
             openai.BadRequestError,
             openai.UnprocessableEntityError,
-        ):
-            raise
+        ) as error:
+            return Refused(f"refused by the server ({_short(error)})")
         except openai.APIStatusError as error:
             raise BadInput(
                 f"{self.url}: answered {error.status_code} "
@@ -201,7 +242,13 @@ class ServerEngine(Engine):
                 "the url, then run the same command again: what is written "
                 "is kept"
             ) from error
-        except (openai.OpenAIError, ValueError) as error:
+        except (
+            openai.OpenAIError,
+            AttributeError,
+            IndexError,
+            TypeError,
+            ValueError,
+        ) as error:
             raise BadInput(
                 f"{self.url}: answered something else than a completion "
                 f"({_short(error)}); correct the url"
@@ -210,49 +257,6 @@ class ServerEngine(Engine):
     def _tried(self, status):
         again = status in (408, 409, 429) or status >= 500
         return f", tried {self.max_retries + 1} times" if again else ""
-
-    async def _ask(self, client, request):
-        """One request and its answer."""
-        import openai
-
-        if self.prompt_as == "ids":
-            prompt = list(request.prompt_ids)
-        else:
-            prompt = self._as_text(request)
-            if prompt is None:
-                return request, Refused("cannot be sent as text")
-        behaviour = request.behaviour
-        try:
-            completion = await self._call(
-                client.completions.create,
-                model=self.model,
-                prompt=prompt,
-                max_tokens=behaviour.max_new_tokens,
-                temperature=0.0,
-                **({"stop": [behaviour.stop]} if behaviour.stop else {}),
-                extra_body=self.extra_body,
-            )
-        except (
-            openai.BadRequestError,
-            openai.UnprocessableEntityError,
-        ) as error:
-            return request, Refused(f"refused by the server ({_short(error)})")
-        try:
-            return request, self._generation(
-                completion.choices[0], behaviour.stop
-            )
-        except (AttributeError, IndexError, TypeError) as error:
-            raise BadInput(
-                f"{self.url}: answered something else than a completion "
-                f"({_short(error)}); correct the url"
-            ) from error
-
-    def _refuses_all(self, answer):
-        request, refused = answer
-        return BadInput(
-            f"{self.url}: every request was {refused.reason}, the last "
-            f"{request.key}; correct the engine's settings"
-        )
 
     def _as_text(self, request):
         """The text that the server's tokenizer reads as the ids, or None."""

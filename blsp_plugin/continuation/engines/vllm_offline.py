@@ -75,16 +75,15 @@ class VLLMEngine(Engine):
 
         longest = self._llm.llm_engine.model_config.max_model_len
         for batch in batches:
-            long = [
-                request
-                for request in batch
-                if len(request.prompt_ids) + request.behaviour.max_new_tokens
-                > longest
-            ]
-            if long:
-                refused = Refused(f"prompt too long (for {longest} tokens)")
-                yield [(request, refused) for request in long]
-                batch = [request for request in batch if request not in long]
+            # One that does not fit would take all others down with it.
+            fit, refused = [], []
+            for r in batch:
+                size = len(r.prompt_ids) + r.behaviour.max_new_tokens
+                (fit if size <= longest else refused).append(r)
+            if refused:
+                answer = Refused(f"prompt too long (for {longest} tokens)")
+                yield [(request, answer) for request in refused]
+            batch = fit
             if not batch:
                 continue
             outputs = self._llm.generate(
