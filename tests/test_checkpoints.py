@@ -1,7 +1,6 @@
 """Checkpoints: whole or not there."""
 
 import os
-import subprocess
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from blsp_plugin.checkpoints import (
 )
 from blsp_plugin.errors import BadInput
 from blsp_plugin.files import write_json
+from tests.disk import small_disk
 
 
 class Killed(BaseException):
@@ -61,14 +61,7 @@ def test_a_save_that_was_killed_is_no_checkpoint(tmp_path):
 
 
 def test_full_disk_keeps_the_last_checkpoint(tmp_path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", str(disk)]
-    try:
-        subprocess.run(mount, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("mounting needs root")
-    try:
+    with small_disk(tmp_path / "disk", "1500k") as disk:
         saver, layer, _ = checkpointer(disk, size=500)  # a megabyte
         saver.save_checkpoint()
         weight = layer.weight.detach().clone()
@@ -80,8 +73,6 @@ def test_full_disk_keeps_the_last_checkpoint(tmp_path):
         again, other, _ = checkpointer(disk, size=500)
         again.recover_if_possible()
         assert torch.equal(other.weight, weight)
-    finally:
-        subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 def test_continuations_of_another_base_are_refused(tmp_path, caplog):

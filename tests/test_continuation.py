@@ -44,6 +44,7 @@ from blsp_plugin.errors import BadInput
 from blsp_plugin.llm import FrozenLLM, Generation
 from blsp_plugin.packing import Row, pack
 from blsp_plugin.prompts import Prompt
+from tests.disk import small_disk
 from tests.tiny import SENTENCES, tiny_corpus
 from tests.training import run_recipe
 
@@ -757,26 +758,19 @@ def test_kept_column_that_the_table_has_anyway(
 
 
 @pytest.fixture
-def small_disk(tmp_path):
+def disk(tmp_path):
     """A file system of 256 kB, where one may be mounted."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
-    try:
-        subprocess.run(mount, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("mounting needs root")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    with small_disk(tmp_path / "disk", "256k") as folder:
+        yield folder
 
 
 def test_full_disk_is_one_line_and_nothing_is_lost(
-    recipe, preset, small_disk, tmp_path, capfd
+    recipe, preset, disk, tmp_path, capfd
 ):
     corpus = tiny_corpus(tmp_path / "corpus", n=60, n_eval=2)
-    output = small_disk / "out"
+    output = disk / "out"
     output.mkdir()
-    with open(small_disk / "ballast", "wb") as ballast:
+    with open(disk / "ballast", "wb") as ballast:
         ballast.write(bytes(205_000))
     with pytest.raises(SystemExit) as stop:
         recipe(options(preset, corpus, output))
@@ -787,7 +781,7 @@ def test_full_disk_is_one_line_and_nothing_is_lost(
     n_done = count(output / "shards")
     assert 0 < n_done < 120
     assert not (output / "train.parquet").exists()
-    (small_disk / "ballast").unlink()
+    (disk / "ballast").unlink()
     recipe(options(preset, corpus, output))
     assert read_json(output, "metrics.json")["resumed"] == n_done
     recipe(options(preset, corpus, tmp_path / "roomy"))
