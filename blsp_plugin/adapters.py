@@ -50,6 +50,8 @@ class ConvAdapter(nn.Module):
     (torch.Size([2, 7, 64]), [7, 2])
     """
 
+    counts_transcript = False
+
     def __init__(
         self,
         input_size,
@@ -91,7 +93,7 @@ class ConvAdapter(nn.Module):
         """
         return stacked_conv_frames(lengths, len(self.convs))
 
-    def forward(self, states, lengths):
+    def forward(self, states, lengths, tokens=None):
         """Turn encoder states into speech embeddings.
 
         Arguments
@@ -117,4 +119,4 @@ class ConvAdapter(nn.Module):
         hidden = hidden + self.up(functional.gelu(self.down(hidden)))
         speech = self.norm(hidden)
         keep = frames_mask(lengths, speech.shape[1]).unsqueeze(-1)
-        return speech * keep, lengths
+        return speech * keep, lengths, None

@@ -15,50 +15,47 @@ Authors
  * The blsp_plugin team 2026
 """
 
-import os
 import time
 from typing import NamedTuple
 
 import speechbrain as sb
 import torch
+from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 
+from blsp_plugin.bad_rows import BadRows
 from blsp_plugin.checkpoints import (
     BaseGuard,
     RandomState,
     SavedDict,
     base_fingerprints,
 )
-from blsp_plugin.data.manifest import (
-    Rejected,
-    check_rejected,
-    write_rejected,
-)
 from blsp_plugin.distributed import ranks, sum_over_ranks
-from blsp_plugin.losses import next_tokens
-from blsp_plugin.model import BLSP, ResponseStates
+from blsp_plugin.losses import TeacherStates, response_loss
+from blsp_plugin.model import BLSP, ResponseStates, SpeechEmbeddings
+from blsp_plugin.probes import Probes, record_probes
 
 __all__ = ["AlignmentBrain", "Predictions"]
 
 logger = get_logger(__name__)
 
-# What validation adds up, per response token.
-SUMS = ("loss", "accuracy", "agreement", "text_loss", "tokens")
-
 
 class Predictions(NamedTuple):
-    """Where the LLM predicts the response, on speech and on text.
+    """What the LLM makes of a batch.
 
     Arguments
     ---------
-    speech : ResponseStates
-        From the speech rows.
-    text : ResponseStates or None
-        From their text twins (validation only).
+    speech : SpeechEmbeddings
+        The clips as the LLM takes them.
+    states : ResponseStates or None
+        Where it predicts the response; None where no loss asks for it.
+    teacher : TeacherStates or TeacherTopK or None
+        What it makes of the transcripts there.
     """
 
-    speech: ResponseStates
-    text: ResponseStates
+    speech: SpeechEmbeddings
+    states: ResponseStates
+    teacher: TeacherStates
 
 
 class AlignmentBrain(sb.Brain):
@@ -68,7 +65,9 @@ class AlignmentBrain(sb.Brain):
     ``losses`` (a list, see `blsp_plugin.losses`), ``prompt``, ``lr_annealing``
     (a partial of a SpeechBrain scheduler that takes ``num_training_steps``),
     ``number_of_epochs``, ``train_logger``, ``output_folder``,
-    ``max_rejected``.
+    ``max_rejected``, ``probe_rows`` (rows of the validation set whose greedy
+    continuations are compared). Losses that learn are trained, and kept in
+    checkpoints, as the adapter is.
 
     Arguments
     ---------
@@ -76,18 +75,34 @@ class AlignmentBrain(sb.Brain):
         Those of `speechbrain.Brain`.
     """
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(self, modules, *args, hparams, checkpointer=None, **kwargs):
+        losses = hparams["losses"]
+        learn = [x for x in losses if isinstance(x, torch.nn.Module)]
+        learn = {f"loss_{loss.name}": loss for loss in learn}
+        super().__init__(
+            {**modules, **learn},
+            *args,
+            hparams=hparams,
+            checkpointer=checkpointer,
+            **kwargs,
+        )
+        self.input_losses = [loss for loss in losses if loss.on_input]
+        self.response_losses = [loss for loss in losses if not loss.on_input]
         self.model = self._assemble()
         self.window_tokens = 0
-        self.rejected = {}
-        self.rows = {}
+        self.probed = ()
+        self.bad_rows = BadRows(
+            self.hparams.output_folder,
+            self.hparams.max_rejected,
+            self.nonfinite_patience,
+        )
         self.train_stats = SavedDict()
         # What this epoch has added up so far, over all its restarts.
         self.running = SavedDict(loss=0.0, tokens=0, seconds=0.0, elapsed=0.0)
         self.valid_stats = {}
         self.base = base_fingerprints(self.model, self.hparams.prompt)
         if self.checkpointer is not None:
+            self.checkpointer.add_recoverables(learn)
             self.checkpointer.add_recoverable("base", BaseGuard(self.base))
             self.checkpointer.add_recoverable("random", RandomState())
             self.checkpointer.add_recoverable("train_stats", self.train_stats)
@@ -106,7 +121,7 @@ class AlignmentBrain(sb.Brain):
         loader = sb.dataio.dataloader.make_dataloader(dataset, **loader_kwargs)
         # Before and after training the validation set is "tested".
         name = "train" if stage == sb.Stage.TRAIN else "valid"
-        self.rows[name] = len(dataset)
+        self.bad_rows.of[name] = len(dataset)
         if stage == sb.Stage.TRAIN:
             self.train_sampler = loader.batch_sampler
             if self.checkpointer is not None:
@@ -133,6 +148,16 @@ class AlignmentBrain(sb.Brain):
             self.checkpointer.add_recoverable("optimizer", self.optimizer)
             self.checkpointer.add_recoverable("scheduler", self.lr_annealing)
 
+    @property
+    def needs_teacher(self):
+        """Whether a loss compares with what the LLM makes of the text."""
+        return any(loss.teacher for loss in self.response_losses)
+
+    @property
+    def needs_twins(self):
+        """Whether training asks for the transcripts."""
+        return self.needs_teacher or bool(self.input_losses)
+
     def trainable(self):
         """The parameters that learn.
 
@@ -152,7 +177,7 @@ class AlignmentBrain(sb.Brain):
     # Forward and loss
 
     def compute_forward(self, batch, stage):
-        """Run the LLM on the clips and, in validation, on the text twins.
+        """Run the LLM on the clips and, where needed, on the text twins.
 
         Arguments
         ---------
@@ -165,12 +190,21 @@ class AlignmentBrain(sb.Brain):
         Predictions
         """
         batch = batch.to(self.device)
-        speech = self.model.embed_speech(batch.mel, batch.mel_lengths)
+        tokens = batch.packed.slot_mask.sum(1)
+        if batch.states is None:
+            speech = self.model.embed_speech(
+                batch.mel, batch.mel_lengths, tokens
+            )
+        else:
+            speech = self.model.adapt(batch.states, batch.state_lengths, tokens)
+        training = stage == sb.Stage.TRAIN
+        if training and not self.response_losses:
+            return Predictions(speech, None, None)
         states = self.model(batch.packed, speech)
-        text = None
-        if stage != sb.Stage.TRAIN and batch.twin is not None:
-            text = self.model(batch.twin)
-        return Predictions(states, text)
+        teacher = batch.teacher if training else None
+        if teacher is None and (self.needs_teacher or not training):
+            teacher = self.model.teach(batch.twin)
+        return Predictions(speech, states, teacher)
 
     def compute_objectives(self, predictions, batch, stage):
         """Weighted sum of the losses over the batch's response tokens.
@@ -186,39 +220,26 @@ class AlignmentBrain(sb.Brain):
         torch.Tensor
             Scalar; not divided by anything.
         """
-        hidden, targets = predictions.speech
+        speech, states, teacher = predictions
         llm = self.model.llm
-        values = [
-            loss.weight * loss(hidden, targets, llm)
-            for loss in self.hparams.losses
-        ]
+        total = torch.zeros((), device=self.device)
+        if self.response_losses:
+            total = response_loss(self.response_losses, states, teacher, llm)
+        counts = batch.packed.response_tokens.to(self.device)
+        for loss in self.input_losses:
+            value = loss(speech, batch.transcripts, counts, llm)
+            total = total + loss.weight * value
         if stage != sb.Stage.TRAIN:
-            self._add_up(predictions, sum(values))
-        return sum(values)
-
-    def _add_up(self, predictions, loss):
-        """Add a validation batch to the sums."""
-        hidden, targets = predictions.speech
-        llm = self.model.llm
-        guesses = next_tokens(hidden, llm)
-        sums = [loss, (guesses == targets).sum(), 0.0, 0.0, len(targets)]
-        if predictions.text is not None:
-            twin = predictions.text.hidden
-            sums[2] = (guesses == next_tokens(twin, llm)).sum()
-            sums[3] = sum(
-                loss.weight * loss(twin, targets, llm)
-                for loss in self.hparams.losses
-            )
-        self.sums += torch.tensor([float(value) for value in sums]).double()
+            self.probes.add(batch, predictions, float(total))
+        return total
 
     def evaluate_batch(self, batch, stage):
         """Evaluate a batch; the loss returned is per response token."""
-        self._note_rejected(batch)
+        self.bad_rows.rejected(batch)
         if not batch.ids:
             return torch.tensor(0.0)
-        before = self.sums[-1].item()
         loss = super().evaluate_batch(batch, stage)
-        return loss / (self.sums[-1].item() - before)
+        return loss / int(batch.packed.response_tokens.sum())
 
     # The training step
 
@@ -234,7 +255,7 @@ class AlignmentBrain(sb.Brain):
         torch.Tensor
             Loss per response token of this batch, detached.
         """
-        self._note_rejected(batch)
+        self.bad_rows.rejected(batch)
         last = self.step == len(self.train_sampler) or (
             self.debug and self.step == self.debug_batches
         )
@@ -245,7 +266,7 @@ class AlignmentBrain(sb.Brain):
             with self.training_ctx:
                 outputs = self.compute_forward(batch, sb.Stage.TRAIN)
                 loss = self.compute_objectives(outputs, batch, sb.Stage.TRAIN)
-            tokens = len(outputs.speech.targets)
+            tokens = int(batch.packed.response_tokens.sum())
             if torch.isfinite(loss):
                 self.scaler.scale(loss).backward()
                 self.window_tokens += tokens
@@ -253,8 +274,7 @@ class AlignmentBrain(sb.Brain):
                 self.running["tokens"] += tokens
                 self.running["seconds"] += batch.seconds
             else:
-                logger.warning("Loss is not finite on rows %s", batch.ids)
-                self.check_loss_isfinite(loss)
+                self.bad_rows.nonfinite(batch, loss, self.optimizer_step)
         if should_step:
             self.optimizers_step()
         now = time.monotonic()
@@ -301,7 +321,7 @@ class AlignmentBrain(sb.Brain):
             if self.step == 0:  # else an epoch goes on
                 self.running.update(dict.fromkeys(self.running, 0))
         else:
-            self.sums = torch.zeros(len(SUMS), dtype=torch.float64)
+            self.probes = Probes(self.model, self.probed)
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
         """Log the stage; after validation, keep the best checkpoint."""
@@ -314,7 +334,10 @@ class AlignmentBrain(sb.Brain):
                 seconds / self.running["elapsed"]
             )
             return
-        self.valid_stats = self._validation_stats()
+        self.valid_stats, probes = self.probes.summary()
+        if if_main_process() and not self.debug:
+            folder = self.hparams.output_folder
+            record_probes(folder, self.optimizer_step, probes)
         stats = {"stats_meta": {"steps": self.optimizer_step}}
         if stage == sb.Stage.VALID:
             lr = self.optimizer.param_groups[0]["lr"]
@@ -329,13 +352,6 @@ class AlignmentBrain(sb.Brain):
             self.checkpointer.save_and_keep_only(
                 meta={"loss": self.valid_stats["loss"]}, min_keys=["loss"]
             )
-
-    def _validation_stats(self):
-        """Per-token means over all ranks."""
-        sums = sum_over_ranks(self.sums.to(self.device)).tolist()
-        tokens = max(1.0, sums[-1])
-        means = [value / tokens for value in sums[:-1]]
-        return dict(zip(SUMS[:-1], means, strict=True))
 
     def metrics(self, start):
         """Numbers of a finished training, for ``metrics.json``.
@@ -361,24 +377,5 @@ class AlignmentBrain(sb.Brain):
             param.numel() for param in self.trainable()
         )
         metrics["steps"] = self.optimizer_step
-        metrics["rejected"] = len(self.rejected)
+        metrics["rejected"] = len(self.bad_rows)
         return metrics
-
-    def _note_rejected(self, batch):
-        """Report clips that could not be read; too many end the run."""
-        new = [(i, why) for i, why in batch.rejected if i not in self.rejected]
-        if not new:
-            return
-        for row_id, reason in new:
-            logger.warning("%s is left out: %s", row_id, reason)
-            self.rejected[row_id] = Rejected(row_id, "", 0, reason)
-        rank = ranks()[0]
-        name = "rejected.jsonl" if rank == 0 else f"rejected.rank{rank}.jsonl"
-        path = os.path.join(self.hparams.output_folder, name)
-        write_rejected(self.rejected.values(), path)
-        check_rejected(
-            len(self.rejected),
-            sum(self.rows.values()),
-            self.hparams.max_rejected,
-            path=path,
-        )

@@ -6,7 +6,7 @@ Authors
 
 import torch
 
-__all__ = ["ranks", "sum_over_ranks"]
+__all__ = ["gather_objects", "ranks", "sum_over_ranks"]
 
 
 def ranks():
@@ -49,3 +49,29 @@ def sum_over_ranks(tensor):
     if ranks()[1] > 1:
         torch.distributed.all_reduce(tensor)
     return tensor
+
+
+def gather_objects(value):
+    """Collect a (small, picklable) value from all processes.
+
+    Arguments
+    ---------
+    value : object
+        This process's.
+
+    Returns
+    -------
+    list
+        One a process, in their order.
+
+    Example
+    -------
+    >>> gather_objects({"rows": 3})
+    [{'rows': 3}]
+    """
+    world_size = ranks()[1]
+    if world_size == 1:
+        return [value]
+    values = [None] * world_size
+    torch.distributed.all_gather_object(values, value)
+    return values

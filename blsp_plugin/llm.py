@@ -9,32 +9,18 @@ Authors
 """
 
 import os
-from typing import NamedTuple
+from functools import partial
 
 import torch
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from blsp_plugin.decoding import Generation
+from blsp_plugin.errors import BadInput
+from blsp_plugin.prefix import PrefixCache, can_share_prefix
 from blsp_plugin.pretrained import fingerprint_module, open_pretrained
 
-__all__ = ["FrozenLLM", "Generation", "load_tokenizer"]
-
-
-class Generation(NamedTuple):
-    """One generated response.
-
-    Arguments
-    ---------
-    ids : list of int
-        Token ids, without the end-of-sequence token.
-    text : str
-        Their text, special tokens left out, stripped.
-    ended : bool
-        Whether the model ended it; False if it was cut at ``max_new_tokens``.
-    """
-
-    ids: list
-    text: str
-    ended: bool
+__all__ = ["FrozenLLM", "load_tokenizer"]
 
 
 def load_tokenizer(source):
@@ -72,6 +58,14 @@ class FrozenLLM(torch.nn.Module):
         Of the weights, "float32" or "bfloat16".
     attn_implementation : str, optional
         Passed on to transformers ("sdpa", "eager", "flash_attention_2").
+    prefix_reuse : bool
+        Read the constant text before the speech once an instruction instead
+        of once a row, wherever that is exact.
+    gradient_checkpointing : bool
+        Keep the inputs of the layers only, and compute each layer again in
+        the backward pass: less memory, a third more time.
+    compile_layers : bool
+        Compile the layers (`torch.compile`); takes minutes at first.
     **kwargs : dict
         Passed on to ``AutoModelForCausalLM.from_pretrained``.
 
@@ -82,7 +76,14 @@ class FrozenLLM(torch.nn.Module):
     """
 
     def __init__(
-        self, source, dtype="float32", attn_implementation=None, **kwargs
+        self,
+        source,
+        dtype="float32",
+        attn_implementation=None,
+        prefix_reuse=True,
+        gradient_checkpointing=False,
+        compile_layers=False,
+        **kwargs,
     ):
         super().__init__()
         self.source = os.fspath(source)
@@ -118,7 +119,20 @@ class FrozenLLM(torch.nn.Module):
         self.stop_ids = sorted(
             {s for s in [*stops, self.eos_id] if s is not None}
         )
+        self.prefix_reuse = prefix_reuse
+        self.prefixes = PrefixCache(self.model)
+        if gradient_checkpointing:
+            for layer in _layers(self.model):
+                layer.forward = partial(_checkpointed, layer.forward)
+        if compile_layers:
+            for layer in _layers(self.model):
+                layer.compile(dynamic=True)
         self._fingerprint = None
+
+    def _apply(self, *args, **kwargs):
+        """Move the weights; what was made of prefixes stays behind."""
+        self.prefixes.clear()
+        return super()._apply(*args, **kwargs)
 
     def train(self, mode=True):
         """Stay in evaluation mode, whatever Brain asks for."""
@@ -166,8 +180,27 @@ class FrozenLLM(torch.nn.Module):
         """
         return self.embedding(input_ids)
 
-    def hidden(self, inputs_embeds, attention_mask, position_ids):
+    def can_share_prefix(self, longest):
+        """Whether rows may start from the states of their prefixes.
+
+        Arguments
+        ---------
+        longest : int
+            Tokens of the longest row, its prefix included.
+
+        Returns
+        -------
+        bool
+            False too if ``prefix_reuse`` is off.
+        """
+        return self.prefix_reuse and can_share_prefix(self.model, longest)
+
+    def hidden(
+        self, inputs_embeds, attention_mask, position_ids, prefixes=None
+    ):
         """Last hidden states; gradients flow to the inputs only.
+
+        The LLM computes in the dtype of its weights, under autocast too.
 
         Arguments
         ---------
@@ -176,19 +209,28 @@ class FrozenLLM(torch.nn.Module):
         attention_mask : torch.Tensor
             Shape (batch, time), 1 on valid tokens.
         position_ids : torch.Tensor
-            Shape (batch, time), 0..n-1 over the valid tokens.
+            Shape (batch, time), 0..n-1 over the valid tokens; they count the
+            prefix.
+        prefixes : sequence of tuple of int, optional
+            Token ids that stand before the rows, one prefix a row.
 
         Returns
         -------
         torch.Tensor
             Shape (batch, time, hidden_size), after the final norm.
         """
-        return self.model.base_model(
-            inputs_embeds=inputs_embeds.to(self.dtype),
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            use_cache=False,
-        ).last_hidden_state
+        with torch.autocast(self.device.type, enabled=False):
+            cache = None
+            if prefixes is not None and any(prefixes):
+                cache, before = self.prefixes.start(prefixes)
+                attention_mask = torch.cat([before, attention_mask], dim=1)
+            return self.model.base_model(
+                inputs_embeds=inputs_embeds.to(self.dtype),
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=cache,
+                use_cache=False,
+            ).last_hidden_state
 
     def project(self, hidden):
         """Logits of (selected) hidden states, as the model's own forward.
@@ -203,7 +245,8 @@ class FrozenLLM(torch.nn.Module):
         torch.Tensor
             Shape (..., vocabulary), float32.
         """
-        logits = self.model.get_output_embeddings()(hidden)
+        with torch.autocast(self.device.type, enabled=False):
+            logits = self.model.get_output_embeddings()(hidden)
         if self._logit_scale is not None:
             logits = logits * self._logit_scale
         if self._logits_scaling is not None:
@@ -277,3 +320,25 @@ class FrozenLLM(torch.nn.Module):
         if self._fingerprint is None:
             self._fingerprint = fingerprint_module(self.model)
         return self._fingerprint
+
+
+def _layers(model):
+    """The decoder's layers."""
+    layers = getattr(model.base_model, "layers", None)
+    if layers is None:
+        raise BadInput(
+            f"{type(model).__name__}: has no list of layers; switch "
+            "gradient_checkpointing and compile_layers off"
+        )
+    return layers
+
+
+def _checkpointed(forward, *args, **kwargs):
+    """Compute a layer again in the backward pass.
+
+    transformers' own switch works on models in training mode only, and takes
+    the prefix's keys and values away.
+    """
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, **kwargs)

@@ -13,7 +13,9 @@ from typing import NamedTuple
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from blsp_plugin.decoding import can_decode, decode
 from blsp_plugin.lengths import encoder_frames, mel_frames
+from blsp_plugin.losses import TeacherStates
 from blsp_plugin.packing import Row, pack, predictors, scatter_speech
 
 __all__ = ["BLSP", "SpeechEmbeddings", "ResponseStates"]
@@ -32,6 +34,7 @@ class SpeechEmbeddings(NamedTuple):
 
     embeds: torch.Tensor
     lengths: torch.Tensor
+    fired: torch.Tensor = None
 
 
 class ResponseStates(NamedTuple):
@@ -82,7 +85,7 @@ class BLSP(torch.nn.Module):
         """
         return self.adapter.output_lengths(encoder_frames(mel_frames(samples)))
 
-    def embed_speech(self, mel, mel_lengths):
+    def embed_speech(self, mel, mel_lengths, tokens=None):
         """Clips' features -> speech embeddings; differentiable in the adapter.
 
         Arguments
@@ -91,12 +94,33 @@ class BLSP(torch.nn.Module):
             Shape (batch, frames, n_mels), padded at the end.
         mel_lengths : torch.Tensor
             Shape (batch,), int64, valid frames.
+        tokens : torch.Tensor, optional
+            Shape (batch,), int64, speech tokens to give each clip, where the
+            adapter does not take their number from the clip's length.
 
         Returns
         -------
         SpeechEmbeddings
         """
-        return SpeechEmbeddings(*self.adapter(*self.encoder(mel, mel_lengths)))
+        return self.adapt(*self.encoder(mel, mel_lengths), tokens)
+
+    def adapt(self, states, lengths, tokens=None):
+        """Encoder states -> speech embeddings; see `embed_speech`.
+
+        Arguments
+        ---------
+        states : torch.Tensor
+            Shape (batch, frames, width), from the encoder or a cache.
+        lengths : torch.Tensor
+            Shape (batch,), int64, valid frames.
+        tokens : torch.Tensor, optional
+            Shape (batch,), int64.
+
+        Returns
+        -------
+        SpeechEmbeddings
+        """
+        return SpeechEmbeddings(*self.adapter(states, lengths, tokens))
 
     def embed_wavs(self, wavs):
         """Clips -> speech embeddings.
@@ -134,7 +158,9 @@ class BLSP(torch.nn.Module):
         embeds = self.llm.embed(packed.input_ids)
         if speech is None:
             return embeds
-        return scatter_speech(embeds, packed.slot_mask, *speech)
+        return scatter_speech(
+            embeds, packed.slot_mask, speech.embeds, speech.lengths
+        )
 
     def forward(self, packed, speech=None):
         """Run the LLM where the response is predicted.
@@ -156,9 +182,25 @@ class BLSP(torch.nn.Module):
             self.inputs_embeds(packed, speech),
             packed.attention_mask,
             packed.position_ids,
+            packed.prefixes,
         )
         mask, targets = predictors(packed.labels)
         return ResponseStates(hidden[mask], targets)
+
+    @torch.no_grad()
+    def teach(self, twin):
+        """What the LLM makes of the transcripts: the teacher.
+
+        Arguments
+        ---------
+        twin : Packed
+            Text twins, right-padded.
+
+        Returns
+        -------
+        TeacherStates
+        """
+        return TeacherStates(self(twin).hidden)
 
     @torch.no_grad()
     def generate(self, rows, speech=None, **decoding):
@@ -180,12 +222,20 @@ class BLSP(torch.nn.Module):
         """
         llm = self.llm
         pad_id = llm.tokenizer.pad_token_id
-        packed = pack(rows, pad_id, llm.eos_id, side="left").to(llm.device)
-        return llm.generate(
-            self.inputs_embeds(packed, speech),
-            packed.attention_mask,
-            **decoding,
-        )
+        longest = max(row.length for row in rows)
+        longest += decoding.get("max_new_tokens", 64)
+        plain = set(decoding) <= {"max_new_tokens", "num_beams", "stop"}
+        plain = plain and decoding.get("num_beams", 1) == 1
+        plain = plain and decoding.get("stop") is None
+        plain = plain and can_decode(llm, longest)
+        packed = pack(rows, pad_id, llm.eos_id, "left", share_prefix=plain)
+        packed = packed.to(llm.device)
+        embeds = self.inputs_embeds(packed, speech).to(llm.dtype)
+        mask = packed.attention_mask
+        if plain:
+            limit = decoding.get("max_new_tokens", 64)
+            return decode(llm, embeds, mask, packed.prefixes, limit)
+        return llm.generate(embeds, mask, **decoding)
 
     def answer(self, wavs, instructions, prompt, **decoding):
         """Follow a text instruction on each clip.

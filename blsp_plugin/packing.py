@@ -73,6 +73,9 @@ class Packed(NamedTuple):
         int64; the response's ids (and EOS) at their own places, else -100.
     slot_mask : torch.Tensor
         bool; True where a speech embedding goes.
+    prefixes : tuple of tuple of int, optional
+        Each row's prefix, where it is not in the tensors: the LLM starts from
+        its keys and values, and positions count it.
     """
 
     input_ids: torch.Tensor
@@ -80,13 +83,20 @@ class Packed(NamedTuple):
     position_ids: torch.Tensor
     labels: torch.Tensor
     slot_mask: torch.Tensor
+    prefixes: tuple = None
+
+    @property
+    def response_tokens(self):
+        """Targets of each row, EOS included; shape (batch,), int64."""
+        return (self.labels != IGNORE).sum(1)
 
     def to(self, device):
         """The same batch on another device."""
-        return Packed(*(tensor.to(device) for tensor in self))
+        tensors = (tensor.to(device) for tensor in self[:-1])
+        return Packed(*tensors, self.prefixes)
 
 
-def pack(rows, pad_id, eos_id, side="right"):
+def pack(rows, pad_id, eos_id, side="right", share_prefix=False):
     """Turn rows into one padded batch.
 
     Arguments
@@ -99,6 +109,8 @@ def pack(rows, pad_id, eos_id, side="right"):
         Target after a response that ended.
     side : str
         Where the padding stands: "right" (training) or "left" (generation).
+    share_prefix : bool
+        Leave the prefixes out of the tensors.
 
     Returns
     -------
@@ -116,6 +128,10 @@ def pack(rows, pad_id, eos_id, side="right"):
     """
     if side not in ("left", "right"):
         raise ValueError(f"side must be 'left' or 'right', not {side!r}")
+    prefixes = None
+    if share_prefix:
+        prefixes = tuple(tuple(row.prefix) for row in rows)
+        rows = [row._replace(prefix=()) for row in rows]
     time = max(row.length for row in rows)
     shape = (len(rows), time)
     input_ids = torch.full(shape, pad_id, dtype=torch.int64)
@@ -132,13 +148,16 @@ def pack(rows, pad_id, eos_id, side="right"):
         end = start + len(ids)
         input_ids[i, start:end] = torch.tensor(ids, dtype=torch.int64)
         attention_mask[i, start:end] = 1
-        position_ids[i, start:end] = torch.arange(len(ids))
+        first = len(prefixes[i]) if share_prefix else 0
+        position_ids[i, start:end] = torch.arange(first, first + len(ids))
         if target:
             labels[i, end - len(target) : end] = torch.tensor(target)
         if speech:
             first = start + len(row.prefix)
             slot_mask[i, first : first + row.slot] = True
-    return Packed(input_ids, attention_mask, position_ids, labels, slot_mask)
+    return Packed(
+        input_ids, attention_mask, position_ids, labels, slot_mask, prefixes
+    )
 
 
 def scatter_speech(embeds, slot_mask, speech, lengths):

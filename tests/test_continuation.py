@@ -22,7 +22,6 @@ from blsp_plugin.continuation.engines import (
     CasingEngine,
     HFEngine,
     Request,
-    greedy,
 )
 from blsp_plugin.continuation.engines.casing import restore
 from blsp_plugin.continuation.pipeline import Continuation
@@ -40,8 +39,9 @@ from blsp_plugin.data.dataset import (
     open_continuations,
 )
 from blsp_plugin.data.text import recase
+from blsp_plugin.decoding import Generation, can_decode, decode_ids
 from blsp_plugin.errors import BadInput
-from blsp_plugin.llm import FrozenLLM, Generation
+from blsp_plugin.llm import FrozenLLM
 from blsp_plugin.packing import Row, pack
 from blsp_plugin.prompts import Prompt
 from tests.disk import small_disk
@@ -208,27 +208,27 @@ def test_own_decoding_equals_generate(family, request):
     expected = llm.generate(
         llm.embed(packed.input_ids), packed.attention_mask, max_new_tokens=20
     )
-    assert greedy.can_decode(llm, 300)
-    assert greedy.decode(llm, prompts, 20) == expected
+    assert can_decode(llm, 300)
+    assert decode_ids(llm, prompts, 20) == expected
     assert len({len(generation.ids) for generation in expected}) > 5
     # Nothing in common, and one prompt alone.
     for some in (prompts[:1], [(5, 6, 7), (8, 9)]):
         packed = pack([Row(i, (), ()) for i in some], 0, 2, side="left")
-        assert greedy.decode(llm, some, 9) == llm.generate(
+        assert decode_ids(llm, some, 9) == llm.generate(
             llm.embed(packed.input_ids), packed.attention_mask, 9
         )
 
 
 def test_what_greedy_decoding_cannot_do_is_left_to_generate(llm, monkeypatch):
     config = llm.model.generation_config
-    assert greedy.can_decode(llm, 100)
+    assert can_decode(llm, 100)
     monkeypatch.setattr(config, "temperature", 0.7)
-    assert greedy.can_decode(llm, 100)
+    assert can_decode(llm, 100)
     monkeypatch.setattr(config, "repetition_penalty", 1.1)
-    assert not greedy.can_decode(llm, 100)
+    assert not can_decode(llm, 100)
     monkeypatch.setattr(config, "repetition_penalty", None)
     monkeypatch.setattr(llm.model.config, "sliding_window", 64, raising=False)
-    assert greedy.can_decode(llm, 64) and not greedy.can_decode(llm, 65)
+    assert can_decode(llm, 64) and not can_decode(llm, 65)
 
 
 def test_ended_is_false_only_when_cut(llm, prompt):

@@ -8,8 +8,8 @@ import pytest
 
 from blsp_plugin.continuation.behaviours import Behaviour
 from blsp_plugin.continuation.filters import Echo, WrongLanguage, first_reason
+from blsp_plugin.decoding import Generation
 from blsp_plugin.errors import BadInput
-from blsp_plugin.llm import Generation
 
 SAID = "Continue the following text in a coherent style."
 TEXT = "The sea was calm."

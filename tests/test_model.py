@@ -6,7 +6,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from blsp_plugin.lengths import mel_frames
 from blsp_plugin.llm import FrozenLLM
-from blsp_plugin.losses import ResponseCrossEntropy, next_tokens
+from blsp_plugin.losses import ResponseCrossEntropy, response_loss
 from blsp_plugin.model import SpeechEmbeddings
 from blsp_plugin.packing import Row, pack
 from blsp_plugin.prompts import Prompt
@@ -17,13 +17,14 @@ TEXTS = ["hello there", "it is", "the quick brown fox", "7", "no way out"]
 SECONDS = [1.3, 0.4, 3.1, 0.2, 2.2]
 
 
-def batch(model, wavs, rows, side="right", extra=0):
+def batch(model, wavs, rows, side="right", extra=0, **options):
     """Features and packed rows, as a loader would make them."""
     mel = pad_sequence([model.encoder.mel(w) for w in wavs], batch_first=True)
     mel = torch.nn.functional.pad(mel, (0, 0, 0, extra), value=-2.0)
     lengths = torch.tensor([mel_frames(len(w)) for w in wavs])
     llm = model.llm
-    packed = pack(rows, llm.tokenizer.pad_token_id, llm.eos_id, side)
+    pad_id = llm.tokenizer.pad_token_id
+    packed = pack(rows, pad_id, llm.eos_id, side, **options)
     return mel, lengths, packed
 
 
@@ -142,40 +143,6 @@ def test_project_is_the_models_own_head(model, prompt):
     assert (llm.project(hidden) - expected).abs().max() < 1e-5
 
 
-def test_ce_matches_naive(model, prompt):
-    """Selected and chunked == the whole vocabulary tensor, with gradients."""
-    wavs = make_wavs(SECONDS)
-    rows = speech_rows(model, prompt, wavs)
-    mel, lengths, packed = batch(model, wavs, rows)
-    llm = model.llm
-
-    def gradients(loss):
-        model.adapter.zero_grad()
-        loss.backward()
-        return [p.grad.clone() for p in model.adapter.parameters()]
-
-    embeds = model.inputs_embeds(packed, model.embed_speech(mel, lengths))
-    logits = llm.model(
-        inputs_embeds=embeds,
-        attention_mask=packed.attention_mask,
-        position_ids=packed.position_ids,
-    ).logits
-    naive = torch.nn.functional.cross_entropy(
-        logits[:, :-1].flatten(0, 1),
-        packed.labels[:, 1:].flatten(),
-        ignore_index=-100,
-        reduction="sum",
-    )
-    expected = gradients(naive)
-    for chunk in (1, 3, 1024):
-        hidden, targets = model(packed, model.embed_speech(mel, lengths))
-        loss = ResponseCrossEntropy(chunk=chunk)(hidden, targets, llm)
-        assert abs(loss.item() - naive.item()) < 1e-5 * naive.item()
-        for one, two in zip(gradients(loss), expected, strict=True):
-            assert (one - two).abs().max() < 1e-5 * two.abs().max().clamp(1)
-        assert len(next_tokens(hidden, llm, chunk)) == len(targets)
-
-
 def test_only_adapter_trains(model, prompt):
     model.train()
     assert not model.llm.training and not model.encoder.training
@@ -192,8 +159,8 @@ def test_only_adapter_trains(model, prompt):
     optimizer = torch.optim.AdamW(
         (p for p in model.parameters() if p.requires_grad), lr=0.1
     )
-    hidden, targets = model(packed, model.embed_speech(mel, lengths))
-    ResponseCrossEntropy()(hidden, targets, model.llm).backward()
+    states = model(packed, model.embed_speech(mel, lengths))
+    response_loss([ResponseCrossEntropy()], states, None, model.llm).backward()
     optimizer.step()
     for name, param in model.named_parameters():
         if name in frozen:
@@ -201,6 +168,59 @@ def test_only_adapter_trains(model, prompt):
             assert torch.equal(param, frozen[name])
         else:
             assert param.grad is not None and param.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("folder", ["llm_folder", "sentencepiece_folder"])
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_prefix_reuse_is_exact(
+    model, folder, gradient_checkpointing, attention, request
+):
+    """Losses, gradients and greedy text, one or several instructions."""
+    source = request.getfixturevalue(folder)
+    model.llm = FrozenLLM(source, attn_implementation=attention)
+    whole = model.llm
+    sharing = FrozenLLM(
+        source,
+        attn_implementation=attention,
+        gradient_checkpointing=gradient_checkpointing,
+    )
+    assert sharing.can_share_prefix(300)
+    assert not FrozenLLM(source, prefix_reuse=False).can_share_prefix(300)
+    prompt = Prompt(whole.tokenizer)
+    wavs = make_wavs(SECONDS)
+    rows = speech_rows(model, prompt, wavs)
+    other = prompt.ids("Go on.").prefix
+    for mixed in (
+        rows,
+        [r._replace(prefix=other) if i % 2 else r for i, r in enumerate(rows)],
+        # Nothing stands before the speech of one, and of all.
+        [rows[0]._replace(prefix=()), *rows[1:]],
+        [row._replace(prefix=()) for row in rows],
+    ):
+        made = {}
+        for llm in (whole, sharing):
+            model.llm = llm
+            model.adapter.zero_grad()
+            mel, lengths, packed = batch(
+                model, wavs, mixed, share_prefix=llm is sharing
+            )
+            if llm is sharing:
+                time = max(row.length - len(row.prefix) for row in mixed)
+                assert packed.input_ids.shape[1] == time
+            states = model(packed, model.embed_speech(mel, lengths))
+            loss = response_loss([ResponseCrossEntropy()], states, None, llm)
+            loss.backward()
+            grads = [p.grad.clone() for p in model.adapter.parameters()]
+            made[llm] = (states.hidden, states.targets, *grads)
+        for one, two in zip(made[whole], made[sharing], strict=True):
+            assert (one - two).abs().max() < 1e-5 * one.abs().max().clamp(1)
+        asked = [row._replace(response=(), ended=False) for row in mixed]
+        with torch.no_grad():
+            speech = model.embed_speech(mel, lengths)
+        texts = model.generate(asked, speech, max_new_tokens=9)
+        model.llm = FrozenLLM(source, prefix_reuse=False)
+        assert texts == model.generate(asked, speech, max_new_tokens=9)
 
 
 def test_generation_tells_ended_from_cut(model, prompt):

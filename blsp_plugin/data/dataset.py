@@ -27,6 +27,7 @@ from blsp_plugin.packing import Packed, Row, pack
 __all__ = [
     "Collate",
     "Example",
+    "MelFeatures",
     "SpeechBatch",
     "continuation_dataset",
     "open_continuations",
@@ -51,23 +52,30 @@ class Example(NamedTuple):
     ---------
     id : str
         Of the row.
-    mel : torch.Tensor or None
-        Shape (frames, n_mels); None if the clip was rejected.
+    features : torch.Tensor or None
+        The clip's mel, shape (frames, n_mels), or its encoder states, shape
+        (frames, width); None if the clip was rejected.
     samples : int
         At 16 kHz.
     row : Row
         With the number of speech tokens in the slot.
     twin : Row or None
         The same with the transcript in the slot.
+    kind : str
+        Behaviour (or instruction) of the row.
+    teacher : tuple of torch.Tensor or None
+        What the LLM makes of the transcript, from a cache.
     reason : str
         Why the clip was rejected.
     """
 
     id: str
-    mel: torch.Tensor
+    features: torch.Tensor
     samples: int = 0
     row: Row = None
     twin: Row = None
+    kind: str = ""
+    teacher: tuple = None
     reason: str = ""
 
 
@@ -78,14 +86,27 @@ class SpeechBatch(NamedTuple):
     ---------
     ids : list of str
         Of the rows.
-    mel : torch.Tensor
-        Shape (batch, frames, n_mels), zero-padded.
-    mel_lengths : torch.Tensor
+    mel : torch.Tensor or None
+        Shape (batch, frames, n_mels), zero-padded; None where the encoder's
+        states come from a cache.
+    mel_lengths : torch.Tensor or None
+        Shape (batch,), int64, valid frames.
+    states : torch.Tensor or None
+        Shape (batch, frames, width), zero-padded, from a cache.
+    state_lengths : torch.Tensor or None
         Shape (batch,), int64, valid frames.
     packed : Packed
         The rows, right-padded.
+    rows : list of Row
+        The same, before they became tensors.
     twin : Packed or None
         Their text twins.
+    transcripts : list of sequence of int or None
+        What stands in the slots of the twins.
+    kinds : list of str
+        Behaviour (or instruction) of each row.
+    teacher : TeacherStates or TeacherTopK or None
+        What the LLM makes of the transcripts, from a cache.
     seconds : float
         Of audio in the batch.
     rejected : list of (str, str)
@@ -93,21 +114,29 @@ class SpeechBatch(NamedTuple):
     """
 
     ids: list
-    mel: torch.Tensor
-    mel_lengths: torch.Tensor
-    packed: Packed
-    twin: Packed
-    seconds: float
-    rejected: list
+    mel: torch.Tensor = None
+    mel_lengths: torch.Tensor = None
+    states: torch.Tensor = None
+    state_lengths: torch.Tensor = None
+    packed: Packed = None
+    rows: list = ()
+    twin: Packed = None
+    transcripts: list = None
+    kinds: list = ()
+    teacher: tuple = None
+    seconds: float = 0.0
+    rejected: list = ()
 
     def to(self, device):
         """The same batch on another device."""
-        return self._replace(
-            mel=self.mel.to(device),
-            mel_lengths=self.mel_lengths.to(device),
-            packed=self.packed.to(device),
-            twin=None if self.twin is None else self.twin.to(device),
-        )
+        moved = {}
+        for name, value in self._asdict().items():
+            if isinstance(value, torch.Tensor | Packed):
+                moved[name] = value.to(device)
+        if self.teacher is not None:
+            tensors = (tensor.to(device) for tensor in self.teacher)
+            moved["teacher"] = type(self.teacher)(*tensors)
+        return self._replace(**moved)
 
 
 def open_continuations(path, cache_dir):
@@ -187,7 +216,48 @@ def row_lengths(table, prompt, speech_tokens):
     return tokens + responses + ended + numpy.array(around)[index]
 
 
-def continuation_dataset(table, prompt, log_mel, speech_tokens, twins=False):
+class MelFeatures:
+    """Clip -> log-mel features, read and computed where it is called.
+
+    Arguments
+    ---------
+    log_mel : LogMel
+        Of the encoder.
+    """
+
+    def __init__(self, log_mel):
+        self.log_mel = log_mel
+
+    def __call__(self, wav, *stretch):
+        """Read a clip.
+
+        Arguments
+        ---------
+        wav : str
+            The file.
+        *stretch : tuple of int
+            Its first sample and the one after its last, if it is a part.
+
+        Returns
+        -------
+        features : torch.Tensor
+            Shape (frames, n_mels).
+        samples : int
+            At 16 kHz.
+        """
+        speech = read_speech(wav, *stretch)
+        return self.log_mel(speech), speech.shape[0]
+
+
+def continuation_dataset(
+    table,
+    prompt,
+    features,
+    speech_tokens,
+    twins=False,
+    counts_transcript=False,
+    teacher=None,
+):
     """A toolkit dataset whose item "example" is an `Example`.
 
     Arguments
@@ -196,37 +266,45 @@ def continuation_dataset(table, prompt, log_mel, speech_tokens, twins=False):
         From `open_continuations`.
     prompt : Prompt
         Of the LLM.
-    log_mel : LogMel
-        Of the encoder.
+    features : callable
+        As `MelFeatures`, or the encoder's states from a cache.
     speech_tokens : callable
         Samples (int) -> speech tokens (int).
     twins : bool
-        Also build the text twins (validation needs them).
+        Also build the text twins (validation and most losses need them).
+    counts_transcript : bool
+        A clip gets as many speech tokens as its transcript has tokens.
+    teacher : callable, optional
+        Twin (Row) -> what the LLM makes of it, a named tuple of tensors.
 
     Returns
     -------
     speechbrain.dataio.dataset.DynamicItemDataset
     """
-    stretch = [n for n in ("start", "stop") if n in table.column_names]
+    names = table.column_names
+    kind = "behaviour" if "behaviour" in names else "instruction"
+    stretch = [name for name in ("start", "stop") if name in names]
+    twins = twins or counts_transcript or teacher is not None
 
-    @takes(
-        "ID", "wav", "text", "instruction", "response_ids", "ended", *stretch
-    )
+    @takes(*COLUMNS[:2], *COLUMNS[3:], kind, *stretch)
     @provides("example")
-    def pipeline(row_id, wav, text, instruction, response_ids, ended, *stretch):
+    def pipeline(row_id, wav, text, instruction, ids, ended, kind, *stretch):
+        prefix, suffix = prompt.ids(instruction)
+        twin = taught = None
         try:
-            speech = read_speech(wav, *stretch)
+            clip, samples = features(wav, *stretch)
+            row = Row(prefix, speech_tokens(samples), suffix, ids, ended)
+            if twins:
+                twin = row._replace(slot=prompt.slot_ids(instruction, text))
+            if counts_transcript:
+                row = row._replace(slot=len(twin.slot))
+            if teacher is not None:
+                taught = teacher(twin)
         except BadInput as error:
             # One bad clip must not end a run of days: it is reported and left
             # out by the brain, which knows how many may be bad.
             return Example(row_id, None, reason=str(error))
-        samples = speech.shape[0]
-        prefix, suffix = prompt.ids(instruction)
-        row = Row(prefix, speech_tokens(samples), suffix, response_ids, ended)
-        twin = None
-        if twins:
-            twin = row._replace(slot=prompt.slot_ids(instruction, text))
-        return Example(row_id, log_mel(speech), samples, row, twin)
+        return Example(row_id, clip, samples, row, twin, kind, taught)
 
     dataset = DynamicItemDataset.from_arrow_dataset(table)
     dataset.add_dynamic_item(pipeline)
@@ -245,12 +323,20 @@ class Collate:
         Target after a response that ended.
     side : str
         Where the padding stands, "right" for training.
+    share_prefix : bool
+        Leave the prefixes out of the tensors: see `pack`.
+    encoded : bool
+        The clips come as encoder states, from a cache.
     """
 
-    def __init__(self, pad_id, eos_id, side="right"):
+    def __init__(
+        self, pad_id, eos_id, side="right", share_prefix=False, encoded=False
+    ):
         self.pad_id = pad_id
         self.eos_id = eos_id
         self.side = side
+        self.share_prefix = share_prefix
+        self.encoded = encoded
 
     def __call__(self, items):
         """Build the batch.
@@ -266,21 +352,42 @@ class Collate:
             Without tensors (None) if every clip was rejected.
         """
         examples = [item["example"] for item in items]
-        rejected = [(e.id, e.reason) for e in examples if e.mel is None]
-        examples = [e for e in examples if e.mel is not None]
+        rejected = [(e.id, e.reason) for e in examples if e.reason]
+        examples = [e for e in examples if not e.reason]
         if not examples:
-            return SpeechBatch([], None, None, None, None, 0.0, rejected)
-        samples = [example.samples for example in examples]
+            return SpeechBatch([], rejected=rejected)
         twins = [example.twin for example in examples]
-        return SpeechBatch(
+        rows = [example.row for example in examples]
+        clips = [example.features for example in examples]
+        features = pad_sequence(clips, batch_first=True)
+        samples = [example.samples for example in examples]
+        batch = SpeechBatch(
             ids=[example.id for example in examples],
-            mel=pad_sequence([e.mel for e in examples], batch_first=True),
-            mel_lengths=torch.tensor([mel_frames(n) for n in samples]),
-            packed=self._pack([example.row for example in examples]),
-            twin=None if None in twins else self._pack(twins),
+            packed=self._pack(rows),
+            rows=rows,
+            kinds=[example.kind for example in examples],
             seconds=sum(samples) / SAMPLE_RATE,
             rejected=rejected,
         )
+        if self.encoded:
+            lengths = torch.tensor([len(clip) for clip in clips])
+            batch = batch._replace(states=features, state_lengths=lengths)
+        else:
+            # With 30-s padding a mel is longer than its clip.
+            lengths = torch.tensor([mel_frames(n) for n in samples])
+            batch = batch._replace(mel=features, mel_lengths=lengths)
+        if None not in twins:
+            batch = batch._replace(
+                twin=self._pack(twins),
+                transcripts=[list(twin.slot) for twin in twins],
+            )
+        if examples[0].teacher is not None:
+            parts = [example.teacher for example in examples]
+            tensors = map(torch.cat, zip(*parts, strict=True))
+            batch = batch._replace(teacher=type(parts[0])(*tensors))
+        return batch
 
     def _pack(self, rows):
-        return pack(rows, self.pad_id, self.eos_id, self.side)
+        return pack(
+            rows, self.pad_id, self.eos_id, self.side, self.share_prefix
+        )

@@ -29,6 +29,7 @@ from blsp_plugin.brain import AlignmentBrain
 from blsp_plugin.checkpoints import check_provenance, save_adapter
 from blsp_plugin.data.dataset import (
     Collate,
+    MelFeatures,
     continuation_dataset,
     open_continuations,
     row_lengths,
@@ -47,7 +48,6 @@ def dataio_prepare(hparams, brain):
     rank, world_size = ranks()
     model, prompt = brain.model, hparams["prompt"]
     llm = model.llm
-    collate = Collate(llm.tokenizer.pad_token_id, llm.eos_id)
     data = {}
     for split, path, budget, window in (
         (
@@ -70,15 +70,20 @@ def dataio_prepare(hparams, brain):
             world_size=world_size,
             batches_per_step=world_size * window,
         )
+        share = llm.can_share_prefix(int(sampler.lengths.max()))
+        collate = Collate(
+            llm.tokenizer.pad_token_id, llm.eos_id, share_prefix=share
+        )
         facts = (split, len(table), len(sampler) * world_size)
         logger.info("%s: %d rows in %d batches", *facts)
         data[split] = (
             continuation_dataset(
                 table,
                 prompt,
-                model.encoder.mel,
+                MelFeatures(model.encoder.mel),
                 model.speech_tokens,
-                twins=split == "valid",
+                twins=split == "valid" or brain.needs_twins,
+                counts_transcript=model.adapter.counts_transcript,
             ),
             {
                 "batch_sampler": sampler,
@@ -86,6 +91,7 @@ def dataio_prepare(hparams, brain):
                 "num_workers": hparams["num_workers"],
             },
         )
+    brain.probed = set(table[: hparams["probe_rows"]]["ID"])
     return data
 
 

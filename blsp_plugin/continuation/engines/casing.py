@@ -17,7 +17,7 @@ from transformers import DynamicCache
 from blsp_plugin.continuation.engines.hf import HFEngine
 from blsp_plugin.data.recasing import WORD
 from blsp_plugin.data.text import needs_recasing, recase
-from blsp_plugin.llm import Generation
+from blsp_plugin.decoding import Generation
 
 __all__ = ["CasingEngine", "choices", "restore"]
 

@@ -7,7 +7,7 @@ Authors
 import itertools
 
 from blsp_plugin.continuation.engines.base import Engine, own_ids
-from blsp_plugin.continuation.engines.greedy import can_decode, decode
+from blsp_plugin.decoding import can_decode, decode_ids
 from blsp_plugin.errors import BadInput
 from blsp_plugin.packing import Row, pack
 
@@ -81,7 +81,7 @@ class HFEngine(Engine):
         longest = max(map(len, prompts)) + behaviour.max_new_tokens
         plain = behaviour.num_beams == 1 and behaviour.stop is None
         if plain and can_decode(self.llm, longest):
-            return decode(self.llm, prompts, behaviour.max_new_tokens)
+            return decode_ids(self.llm, prompts, behaviour.max_new_tokens)
         packed = pack(
             [Row(prompt, (), ()) for prompt in prompts],
             pad_id=self.llm.tokenizer.pad_token_id,

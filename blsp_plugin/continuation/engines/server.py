@@ -12,8 +12,8 @@ import itertools
 import logging
 
 from blsp_plugin.continuation.engines.base import Engine, Refused, own_ids
+from blsp_plugin.decoding import Generation
 from blsp_plugin.errors import BadInput
-from blsp_plugin.llm import Generation
 
 __all__ = ["ServerEngine"]
 

@@ -12,16 +12,16 @@ Authors
 """
 
 import os
+from typing import NamedTuple
 
 import torch
 from torch.nn.functional import pad
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from blsp_plugin.llm import Generation
 from blsp_plugin.packing import Row, pack
 
-__all__ = ["can_decode", "decode"]
+__all__ = ["Generation", "can_decode", "decode", "decode_ids"]
 
 # Settings of an LLM that leave plain greedy decoding as it is.
 _HARMLESS = {
@@ -44,16 +44,31 @@ _HARMLESS = {
     "_from_model_config",
 }
 _TOKENS_AT_ONCE = 2048  # of prompts, padding included
-_CACHED = {"full_attention", "sliding_attention"}
+
+
+class Generation(NamedTuple):
+    """One generated response.
+
+    Arguments
+    ---------
+    ids : list of int
+        Token ids, without the end-of-sequence token.
+    text : str
+        Their text, special tokens left out, stripped.
+    ended : bool
+        Whether the model ended it; False if it was cut at ``max_new_tokens``.
+    """
+
+    ids: list
+    text: str
+    ended: bool
 
 
 def can_decode(llm, longest):
     """Whether `decode` gives what the LLM's own ``generate`` gives.
 
-    Not if the LLM asks for penalties by itself, has layers without keys and
-    values of their own, or windows of attention that a prompt with its
-    response outgrows (padding stands between the common beginning and the
-    rest, and a window would count it).
+    Not if it cannot share a prefix, or if the LLM asks for penalties by
+    itself.
 
     Arguments
     ---------
@@ -66,28 +81,25 @@ def can_decode(llm, longest):
     -------
     bool
     """
-    config = llm.model.config.get_text_config()
-    layers = set(getattr(config, "layer_types", None) or ["full_attention"])
-    window = getattr(config, "sliding_window", None) or longest
     wishes = llm.model.generation_config.to_diff_dict()
-    return (
-        layers <= _CACHED
-        and longest <= window
-        and not getattr(config, "num_kv_shared_layers", 0)
-        and not set(wishes) - _HARMLESS
-    )
+    return llm.can_share_prefix(longest) and not set(wishes) - _HARMLESS
 
 
 @torch.no_grad()
-def decode(llm, prompts, max_new_tokens):
+def decode(llm, inputs_embeds, attention_mask, prefixes, max_new_tokens):
     """Decode prompts greedily.
 
     Arguments
     ---------
     llm : FrozenLLM
         The LLM, for which `can_decode` holds.
-    prompts : sequence of sequence of int
-        Token ids, not empty.
+    inputs_embeds : torch.Tensor
+        Shape (batch, time, hidden_size), left-padded: the prompts after their
+        prefixes, at least one token each.
+    attention_mask : torch.Tensor
+        Shape (batch, time), 1 on valid tokens.
+    prefixes : sequence of tuple of int
+        Token ids that the prompts start with, one prefix a row.
     max_new_tokens : int
         Longest response.
 
@@ -96,18 +108,19 @@ def decode(llm, prompts, max_new_tokens):
     list of Generation
         One a prompt.
     """
-    prompts = [tuple(prompt) for prompt in prompts]
-    common = len(os.path.commonprefix(prompts))
-    common = min(common, min(map(len, prompts)) - 1)  # the rest is not empty
-    shared = _read_common(llm, prompts[0][:common])
     parts = [
-        _read(llm, [prompt[common:] for prompt in group], shared, common)
-        for group in _groups(prompts, common)
+        _read(
+            llm,
+            inputs_embeds[rows, -time:],
+            attention_mask[rows, -time:],
+            prefixes[rows],
+        )
+        for rows, time in _groups(attention_mask.sum(1).tolist())
     ]
     cache, mask, logits = _stack(llm, parts, room=max_new_tokens)
     places = mask.sum(1, keepdim=True)  # of the next token
-    written, ended = [[] for _ in prompts], [False] * len(prompts)
-    here = list(range(len(prompts)))  # rows still in the batch
+    written, ended = [[] for _ in prefixes], [False] * len(prefixes)
+    here = list(range(len(prefixes)))  # rows still in the batch
     for step in range(max_new_tokens):
         tokens = logits.argmax(-1)
         for row, token in zip(here, tokens.tolist(), strict=True):
@@ -128,7 +141,7 @@ def decode(llm, prompts, max_new_tokens):
             cache = _cut(llm, cache, keep, used, room)
             mask = mask[:, used:]
         mask = torch.cat([mask, mask.new_ones(len(here), 1)], 1)
-        logits = _step(llm, tokens.unsqueeze(1), mask, places, cache)
+        logits = _step(llm, llm.embed(tokens.unsqueeze(1)), mask, places, cache)
         places = places + 1
     return [
         Generation(ids, _text(llm, ids), end)
@@ -136,46 +149,74 @@ def decode(llm, prompts, max_new_tokens):
     ]
 
 
-def _groups(prompts, common):
-    """Neighbours that are read together without much padding."""
-    group, longest = [], 0
-    for prompt in prompts:
-        longest = max(longest, len(prompt) - common)
-        if group and longest * (len(group) + 1) > _TOKENS_AT_ONCE:
-            yield group
-            group, longest = [], len(prompt) - common
-        group.append(prompt)
-    yield group
+def decode_ids(llm, prompts, max_new_tokens):
+    """Decode prompts of token ids; what all begin with is read once.
 
+    Arguments
+    ---------
+    llm : FrozenLLM
+        The LLM, for which `can_decode` holds.
+    prompts : sequence of sequence of int
+        Token ids, not empty.
+    max_new_tokens : int
+        Longest response.
 
-def _read_common(llm, ids):
-    """Keys and values of what all prompts begin with."""
-    cache = DynamicCache(config=llm.model.config)
-    if ids:
-        ids = torch.tensor([ids], device=llm.device)
-        places = torch.arange(ids.shape[1], device=llm.device).unsqueeze(0)
-        _step(llm, ids, torch.ones_like(ids), places, cache)
-    return cache
-
-
-def _read(llm, rests, shared, common):
-    """Read what follows the common beginning; (cache, mask, logits)."""
+    Returns
+    -------
+    list of Generation
+        One a prompt.
+    """
+    prompts = [tuple(prompt) for prompt in prompts]
+    common = len(os.path.commonprefix(prompts))
+    common = min(common, min(map(len, prompts)) - 1)  # the rest is not empty
     packed = pack(
-        [Row(rest, (), ()) for rest in rests],
+        [Row(prompt[:common], prompt[common:], ()) for prompt in prompts],
         pad_id=llm.tokenizer.pad_token_id,
         eos_id=llm.eos_id,
         side="left",
+        share_prefix=True,
     ).to(llm.device)
-    mask, places = packed.attention_mask, packed.position_ids
+    return decode(
+        llm,
+        llm.embed(packed.input_ids),
+        packed.attention_mask,
+        packed.prefixes,
+        max_new_tokens,
+    )
+
+
+def _groups(lengths):
+    """Neighbours that are read together without much padding.
+
+    Yields the rows, a slice, and the tokens of the longest.
+    """
+    start, longest = 0, 0
+    for row, length in enumerate(lengths):
+        more = max(longest, length)
+        if row > start and more * (row - start + 1) > _TOKENS_AT_ONCE:
+            yield slice(start, row), longest
+            start, more = row, length
+        longest = more
+    yield slice(start, len(lengths)), longest
+
+
+def _read(llm, embeds, mask, prefixes):
+    """Read what follows the prefixes; (cache, mask, logits)."""
+    places = (mask.cumsum(1) - 1).clamp(min=0)
     cache = DynamicCache(config=llm.model.config)
-    if common:
-        mask = torch.cat([mask.new_ones(len(rests), common), mask], 1)
-        for i, layer in enumerate(shared.layers):
-            shape = (len(rests), -1, -1, -1)
-            keys, values = layer.keys.expand(shape), layer.values.expand(shape)
-            cache.update(keys, values, i)
-    logits = _step(llm, packed.input_ids, mask, places + common, cache)
-    return cache, mask, logits
+    if any(prefixes):
+        cache, before = llm.prefixes.start(prefixes, _Growing)
+        places = places + before.sum(1, keepdim=True)
+        mask = torch.cat([before, mask], 1)
+    return cache, mask, _step(llm, embeds, mask, places, cache)
+
+
+class _Growing(DynamicLayer):
+    """The host's layer, with something in it."""
+
+    def __init__(self, keys, values):
+        super().__init__()
+        self.update(keys, values)
 
 
 def _stack(llm, parts, room):
@@ -247,10 +288,10 @@ class _Roomy(DynamicLayer):
         self.keys, self.values = (x[:, :, :stop] for x in self._whole)
 
 
-def _step(llm, input_ids, mask, places, cache):
+def _step(llm, embeds, mask, places, cache):
     """Logits after the last token; the cache grows."""
     hidden = llm.model.base_model(
-        inputs_embeds=llm.embed(input_ids),
+        inputs_embeds=embeds,
         attention_mask=mask,
         position_ids=places,
         past_key_values=cache,
