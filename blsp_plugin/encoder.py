@@ -120,18 +120,10 @@ class WhisperEncoder(torch.nn.Module):
         super().__init__()
         self.source = str(source)
         self.pad_to_30s = pad_to_30s
-        extractor = open_pretrained(
-            WhisperFeatureExtractor.from_pretrained, source, "Whisper"
+        extractor, self.encoder = self.open_models(
+            source, dtype=getattr(torch, dtype)
         )
         self.mel = LogMel(extractor.mel_filters, pad_to_30s)
-        # dtype is explicit: a half-precision checkpoint would stay half.
-        model = open_pretrained(
-            WhisperModel.from_pretrained,
-            source,
-            "Whisper",
-            dtype=getattr(torch, dtype),
-        )
-        self.encoder = model.encoder
         if self.encoder.num_mel_bins != self.mel.filters.shape[1]:
             raise BadInput(
                 f"{source}: the encoder takes {self.encoder.num_mel_bins} "
@@ -142,6 +134,29 @@ class WhisperEncoder(torch.nn.Module):
         self.eval()
         self.output_size = self.encoder.config.d_model
         self._fingerprint = None
+
+    def open_models(self, source, dtype):
+        """Load feature extractor and encoder.
+
+        Arguments
+        ---------
+        source : str
+            Folder or hub id.
+        dtype : torch.dtype
+            Of the weights.
+
+        Returns
+        -------
+        extractor : transformers.WhisperFeatureExtractor
+        encoder : torch.nn.Module
+        """
+        extractor = open_pretrained(
+            WhisperFeatureExtractor.from_pretrained, source, "Whisper"
+        )
+        # dtype is explicit: a half-precision checkpoint would stay half.
+        opener = WhisperModel.from_pretrained
+        model = open_pretrained(opener, source, "Whisper", dtype=dtype)
+        return extractor, model.encoder
 
     def train(self, mode=True):
         """Stay in evaluation mode, whatever Brain asks for."""

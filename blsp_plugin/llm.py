@@ -89,11 +89,8 @@ class FrozenLLM(torch.nn.Module):
         self.source = os.fspath(source)
         if isinstance(dtype, str):
             dtype = getattr(torch, dtype)
-        self.tokenizer = load_tokenizer(source)
-        self.model = open_pretrained(
-            AutoModelForCausalLM.from_pretrained,
+        self.tokenizer, self.model = self.open_models(
             source,
-            "LLM",
             dtype=dtype,
             attn_implementation=attn_implementation,
             **kwargs,
@@ -125,9 +122,31 @@ class FrozenLLM(torch.nn.Module):
             for layer in _layers(self.model):
                 layer.forward = partial(_checkpointed, layer.forward)
         if compile_layers:
-            for layer in _layers(self.model):
-                layer.compile(dynamic=True)
+            # Layers differ in their number only: one compilation does for all.
+            torch._dynamo.config.allow_unspec_int_on_nn_module = True
+            for number, layer in enumerate(_layers(self.model)):
+                forward = torch.compile(layer.forward, dynamic=True)
+                layer.forward = partial(_from_own_start, forward, number)
         self._fingerprint = None
+
+    def open_models(self, source, **options):
+        """Load tokenizer and weights.
+
+        Arguments
+        ---------
+        source : str
+            Folder or hub id.
+        **options : dict
+            Passed on to ``AutoModelForCausalLM.from_pretrained``.
+
+        Returns
+        -------
+        tokenizer : transformers.PreTrainedTokenizerBase
+        model : transformers.PreTrainedModel
+        """
+        opener = AutoModelForCausalLM.from_pretrained
+        model = open_pretrained(opener, source, "LLM", **options)
+        return load_tokenizer(source), model
 
     def _apply(self, *args, **kwargs):
         """Move the weights; what was made of prefixes stays behind."""
@@ -331,6 +350,13 @@ def _layers(model):
             "gradient_checkpointing and compile_layers off"
         )
     return layers
+
+
+def _from_own_start(forward, number, *args, past_key_values=None, **kwargs):
+    """Give a compiled layer its own keys and values, not those of all."""
+    if past_key_values is not None:
+        past_key_values = past_key_values.layers[number]
+    return forward(*args, past_key_values=past_key_values, **kwargs)
 
 
 def _checkpointed(forward, *args, **kwargs):
