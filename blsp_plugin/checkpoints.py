@@ -45,6 +45,7 @@ __all__ = [
 logger = get_logger(__name__)
 
 ADAPTER_FILES = ("adapter.json", "adapter.safetensors")
+LORA_FILE = "lora.safetensors"
 
 
 class AtomicCheckpointer(Checkpointer):
@@ -280,7 +281,7 @@ def check_provenance(data_file, base):
 
 
 def save_adapter(model, prompt, folder, **facts):
-    """Write the adapter alone, with the names of its base.
+    """Write the adapter (and LoRA) alone, with the names of its base.
 
     Arguments
     ---------
@@ -289,7 +290,8 @@ def save_adapter(model, prompt, folder, **facts):
     prompt : Prompt
         It was trained with.
     folder : str
-        Gets ``adapter.safetensors`` and ``adapter.json``.
+        Gets ``adapter.safetensors`` and ``adapter.json``; with LoRA also
+        ``lora.safetensors``.
     **facts : dict
         Further entries of the JSON (sources of the models, metrics).
     """
@@ -300,9 +302,53 @@ def save_adapter(model, prompt, folder, **facts):
     }
     base = base_fingerprints(model, prompt)
     path, weights_path = (os.path.join(folder, f) for f in ADAPTER_FILES)
-    save_file(weights, weights_path + ".tmp")
-    os.replace(weights_path + ".tmp", weights_path)
-    write_json({"base": base, **facts}, path)
+    _save_weights(weights, weights_path)
+    lora = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in _lora(model).items()
+    }
+    if lora:
+        _save_weights(lora, os.path.join(folder, LORA_FILE))
+    write_json({"base": base, "lora": bool(lora), **facts}, path)
+
+
+def _save_weights(weights, path):
+    save_file(weights, path + ".tmp")
+    os.replace(path + ".tmp", path)
+
+
+def _lora(model):
+    """What learns beside the adapter, by its name in the model."""
+    return {
+        name: param
+        for name, param in model.named_parameters()
+        if param.requires_grad and not name.startswith("adapter.")
+    }
+
+
+def _load_lora(model, folder, expected):
+    """Read LoRA's weights, if there should be some."""
+    places = _lora(model)
+    if bool(places) != expected:
+        raise BadInput(
+            f"{folder}: was trained {'with' if expected else 'without'} LoRA; "
+            "open it with the `lora` setting that it was trained with"
+        )
+    if not expected:
+        return
+    path = os.path.join(folder, LORA_FILE)
+    if not os.path.isfile(path):
+        raise BadInput(f"{path}: no such file; copy the whole adapter folder")
+    weights = open_pretrained(load_file, path, "LoRA")
+    shapes = {name: param.shape for name, param in places.items()}
+    if shapes != {name: tensor.shape for name, tensor in weights.items()}:
+        raise BadInput(
+            f"{path}: does not fit this LoRA; use the `lora` settings that it "
+            "was trained with"
+        )
+    with torch.no_grad():
+        for name, param in places.items():
+            param.copy_(weights[name])
 
 
 def load_adapter(model, prompt, folder):
@@ -332,7 +378,8 @@ def load_adapter(model, prompt, folder):
             )
     try:
         with open(path, encoding="utf-8") as stream:
-            base = json.load(stream)["base"]
+            facts = json.load(stream)
+        base = facts["base"]
     except (ValueError, KeyError) as error:
         raise BadInput(f"{path}: not an adapter's JSON ({error})") from error
     check_base(base, base_fingerprints(model, prompt), path)
@@ -344,3 +391,4 @@ def load_adapter(model, prompt, folder):
             f"{weights_path}: does not fit this adapter; use the adapter "
             f"settings that it was trained with ({error})"
         ) from error
+    _load_lora(model, folder, facts.get("lora", False))

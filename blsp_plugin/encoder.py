@@ -26,7 +26,9 @@ from blsp_plugin.lengths import (
 from blsp_plugin.pretrained import (
     fingerprint_module,
     fingerprint_text,
+    learns,
     open_pretrained,
+    own_dtype,
 )
 
 __all__ = ["LogMel", "WhisperEncoder"]
@@ -133,7 +135,8 @@ class WhisperEncoder(torch.nn.Module):
         self.requires_grad_(False)
         self.eval()
         self.output_size = self.encoder.config.d_model
-        self._fingerprint = None
+        # Taken now: LoRA would change the names of the weights.
+        self._weights = fingerprint_module(self.encoder)
 
     def open_models(self, source, dtype):
         """Load feature extractor and encoder.
@@ -162,9 +165,13 @@ class WhisperEncoder(torch.nn.Module):
         """Stay in evaluation mode, whatever Brain asks for."""
         return super().train(False)
 
-    @torch.no_grad()
+    @property
+    def dtype(self):
+        """Dtype of the weights."""
+        return self.encoder.layer_norm.weight.dtype
+
     def forward(self, mel, mel_lengths):
-        """Encode a batch of clips.
+        """Encode a batch of clips; no gradient, but for LoRA's.
 
         Arguments
         ---------
@@ -180,6 +187,12 @@ class WhisperEncoder(torch.nn.Module):
         lengths : torch.Tensor
             Shape (batch,), int64, encoder frames (50 a second).
         """
+        grad = torch.is_grad_enabled() and learns(self)
+        context = own_dtype(self, mel.device, self.dtype)
+        with torch.set_grad_enabled(grad), context:
+            return self._forward(mel, mel_lengths)
+
+    def _forward(self, mel, mel_lengths):
         batch, frames, n_mels = mel.shape
         if frames <= CHUNK_MEL:
             states = self._encode(mel, mel_lengths)
@@ -231,8 +244,4 @@ class WhisperEncoder(torch.nn.Module):
 
         An adapter trained on 30-s padding hears other states without it.
         """
-        if self._fingerprint is None:
-            self._fingerprint = fingerprint_text(
-                fingerprint_module(self.encoder), str(self.pad_to_30s)
-            )
-        return self._fingerprint
+        return fingerprint_text(self._weights, str(self.pad_to_30s))

@@ -30,6 +30,7 @@ INFERENCE_KEYS = (
     "speech_encoder",
     "llm_model",
     "prompt",
+    "lora",
     "adapter",
     "modules",
 )

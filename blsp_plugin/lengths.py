@@ -21,6 +21,7 @@ __all__ = [
     "encoder_frames",
     "conv_frames",
     "stacked_conv_frames",
+    "stacked_frames",
     "frames_mask",
 ]
 
@@ -120,6 +121,28 @@ def stacked_conv_frames(frames, layers=3):
     for _ in range(layers):
         frames = conv_frames(frames)
     return frames
+
+
+def stacked_frames(frames, stride):
+    """Groups of ``stride`` frames, the last one possibly not full.
+
+    Arguments
+    ---------
+    frames : int or torch.Tensor
+        Encoder frames, at least 1.
+    stride : int
+        Frames of a group.
+
+    Returns
+    -------
+    int or torch.Tensor
+
+    Example
+    -------
+    >>> [stacked_frames(n, 8) for n in (1, 8, 9)]
+    [1, 1, 2]
+    """
+    return (frames - 1) // stride + 1
 
 
 def frames_mask(lengths, max_length=None):

@@ -8,17 +8,24 @@ Authors
  * The blsp_plugin team 2026
 """
 
+import contextlib
 import os
 from functools import partial
 
 import torch
+from speechbrain.nnet.adapters import LoRA
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from blsp_plugin.decoding import Generation
 from blsp_plugin.errors import BadInput
 from blsp_plugin.prefix import PrefixCache, can_share_prefix
-from blsp_plugin.pretrained import fingerprint_module, open_pretrained
+from blsp_plugin.pretrained import (
+    fingerprint_module,
+    learns,
+    open_pretrained,
+    own_dtype,
+)
 
 __all__ = ["FrozenLLM", "load_tokenizer"]
 
@@ -49,6 +56,10 @@ def load_tokenizer(source):
 
 class FrozenLLM(torch.nn.Module):
     """A causal language model that nothing can change.
+
+    LoRA (SpeechBrain's ``AdaptedModel`` around this object) may be added to
+    it: that learns, the model's own weights do not, and what is text only is
+    computed without it.
 
     Arguments
     ---------
@@ -127,7 +138,8 @@ class FrozenLLM(torch.nn.Module):
             for number, layer in enumerate(_layers(self.model)):
                 forward = torch.compile(layer.forward, dynamic=True)
                 layer.forward = partial(_from_own_start, forward, number)
-        self._fingerprint = None
+        # Taken now: LoRA would change the names of the weights.
+        self._fingerprint = fingerprint_module(self.model)
 
     def open_models(self, source, **options):
         """Load tokenizer and weights.
@@ -210,9 +222,36 @@ class FrozenLLM(torch.nn.Module):
         Returns
         -------
         bool
-            False too if ``prefix_reuse`` is off.
+            False too if ``prefix_reuse`` is off, or LoRA is on: then what the
+            LLM makes of a prefix changes, and has a gradient.
         """
-        return self.prefix_reuse and can_share_prefix(self.model, longest)
+        if not self.prefix_reuse or learns(self.model):
+            return False
+        return can_share_prefix(self.model, longest)
+
+    def running(self):
+        """The context that the LLM computes in: the dtype of its weights.
+
+        Whatever autocast says outside; LoRA's own weights stay in float32.
+
+        Returns
+        -------
+        context manager
+        """
+        return own_dtype(self.model, self.device, self.dtype)
+
+    @contextlib.contextmanager
+    def without_lora(self):
+        """The LLM as it was, for what is text only."""
+        layers = [m for m in self.model.modules() if isinstance(m, LoRA)]
+        scales = [layer.scaling for layer in layers]
+        for layer in layers:
+            layer.scaling = 0.0
+        try:
+            yield
+        finally:
+            for layer, scale in zip(layers, scales, strict=True):
+                layer.scaling = scale
 
     def hidden(
         self, inputs_embeds, attention_mask, position_ids, prefixes=None
@@ -238,7 +277,7 @@ class FrozenLLM(torch.nn.Module):
         torch.Tensor
             Shape (batch, time, hidden_size), after the final norm.
         """
-        with torch.autocast(self.device.type, enabled=False):
+        with self.running():
             cache = None
             if prefixes is not None and any(prefixes):
                 cache, before = self.prefixes.start(prefixes)
@@ -264,7 +303,7 @@ class FrozenLLM(torch.nn.Module):
         torch.Tensor
             Shape (..., vocabulary), float32.
         """
-        with torch.autocast(self.device.type, enabled=False):
+        with self.running():
             logits = self.model.get_output_embeddings()(hidden)
         if self._logit_scale is not None:
             logits = logits * self._logit_scale
@@ -310,16 +349,17 @@ class FrozenLLM(torch.nn.Module):
         """
         if stop is not None:
             kwargs.update(stop_strings=[stop], tokenizer=self.tokenizer)
-        sequences = self.model.generate(
-            inputs_embeds=inputs_embeds.to(self.dtype),
-            attention_mask=attention_mask,
-            max_new_tokens=max_new_tokens,
-            num_beams=num_beams,
-            do_sample=kwargs.pop("do_sample", False),
-            eos_token_id=self.stop_ids,
-            pad_token_id=self.tokenizer.pad_token_id,
-            **kwargs,
-        )
+        with self.running():
+            sequences = self.model.generate(
+                inputs_embeds=inputs_embeds.to(self.dtype),
+                attention_mask=attention_mask,
+                max_new_tokens=max_new_tokens,
+                num_beams=num_beams,
+                do_sample=kwargs.pop("do_sample", False),
+                eos_token_id=self.stop_ids,
+                pad_token_id=self.tokenizer.pad_token_id,
+                **kwargs,
+            )
         return [self._generation(row, stop) for row in sequences.tolist()]
 
     def _generation(self, ids, stop):
@@ -336,8 +376,6 @@ class FrozenLLM(torch.nn.Module):
 
     def fingerprint(self):
         """Short name of these weights, 16 hexadecimal digits."""
-        if self._fingerprint is None:
-            self._fingerprint = fingerprint_module(self.model)
         return self._fingerprint
 
 

@@ -200,7 +200,8 @@ class BLSP(torch.nn.Module):
         -------
         TeacherStates
         """
-        return TeacherStates(self(twin).hidden)
+        with self.llm.without_lora():
+            return TeacherStates(self(twin).hidden)
 
     @torch.no_grad()
     def generate(self, rows, speech=None, **decoding):
@@ -220,6 +221,12 @@ class BLSP(torch.nn.Module):
         -------
         list of Generation
         """
+        if speech is None:
+            with self.llm.without_lora():
+                return self._generate(rows, None, **decoding)
+        return self._generate(rows, speech, **decoding)
+
+    def _generate(self, rows, speech, **decoding):
         llm = self.llm
         pad_id = llm.tokenizer.pad_token_id
         longest = max(row.length for row in rows)

@@ -11,7 +11,13 @@ import torch
 
 from blsp_plugin.errors import BadInput
 
-__all__ = ["open_pretrained", "fingerprint_module", "fingerprint_text"]
+__all__ = [
+    "open_pretrained",
+    "fingerprint_module",
+    "fingerprint_text",
+    "learns",
+    "own_dtype",
+]
 
 _SAMPLES_PER_TENSOR = 64
 
@@ -110,3 +116,40 @@ def fingerprint_text(*texts):
     """
     joined = "\x00".join(texts).encode("utf-8", "surrogatepass")
     return hashlib.sha256(joined).hexdigest()[:16]
+
+
+def learns(module):
+    """Whether something in a (frozen) model learns: LoRA.
+
+    Arguments
+    ---------
+    module : torch.nn.Module
+
+    Returns
+    -------
+    bool
+    """
+    return any(param.requires_grad for param in module.parameters())
+
+
+def own_dtype(module, device, dtype):
+    """Context in which a frozen model computes in its weights' dtype.
+
+    Whatever autocast says outside: the same in training and evaluation. Only
+    LoRA, whose weights are float32, needs autocast to go along.
+
+    Arguments
+    ---------
+    module : torch.nn.Module
+        The model.
+    device : torch.device
+        It is on.
+    dtype : torch.dtype
+        Of its weights.
+
+    Returns
+    -------
+    context manager
+    """
+    mixed = dtype != torch.float32 and learns(module)
+    return torch.autocast(device.type, dtype if mixed else None, enabled=mixed)

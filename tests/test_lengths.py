@@ -20,7 +20,7 @@ def test_length_table(model):
         states, frames = model.encoder(mel[None], count)
         assert states.shape[1] == frames.item()
         assert frames.item() == lengths.encoder_frames(mel.shape[0])
-        speech, tokens = model.adapter(states, frames)
+        speech, tokens, _ = model.adapter(states, frames)
         assert speech.shape[1] == tokens.item() == model.speech_tokens(samples)
 
 

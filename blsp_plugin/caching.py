@@ -1,0 +1,364 @@
+"""What the frozen models make of the data, computed once and kept on disk.
+
+The encoder's states of a clip and the LLM's of a transcript are the same in
+every epoch and every run. `EncoderStates` and `TeacherTargets` compute those
+that are missing, on all ranks, and hand them to the loader's workers; see
+`blsp_plugin.data.cache` for how they are kept.
+
+Authors
+ * The blsp_plugin team 2026
+"""
+
+import numpy
+import torch
+from speechbrain.utils.distributed import ddp_barrier
+from speechbrain.utils.logger import get_logger
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from blsp_plugin.data.cache import ArrayCache, clip_key, text_key
+from blsp_plugin.data.dataset import MelFeatures
+from blsp_plugin.data.sampler import TokenBudgetSampler
+from blsp_plugin.distributed import ranks
+from blsp_plugin.errors import BadInput
+from blsp_plugin.lengths import SAMPLE_RATE, encoder_frames, mel_frames
+from blsp_plugin.losses import TeacherStates, TeacherTopK
+from blsp_plugin.packing import Row, pack
+
+__all__ = ["EncoderStates", "TeacherTargets"]
+
+logger = get_logger(__name__)
+
+_FLUSH = 64 * 2**20  # bytes between two flushes: lost at most when killed
+
+
+class _Cached:
+    """A cache, and how its missing entries are computed."""
+
+    what = ""  # for messages
+
+    def __init__(self, folder, configuration):
+        self.cache = ArrayCache(folder, configuration)
+
+    def _fill(self, items, sizes, budget, compute, bytes_each, workers, quiet):
+        """Compute what is missing.
+
+        Arguments
+        ---------
+        items : torch.utils.data.Dataset
+            Gives (key, input), input None where nothing is to be done.
+        sizes : numpy.ndarray
+            Length of each item; those of similar length go together.
+        budget : int
+            Of a batch, in the same unit, padding included.
+        compute : callable
+            List of inputs -> list of dict of tensors.
+        bytes_each : numpy.ndarray
+            Size of each entry, an estimate.
+        workers : int
+            Of the loader.
+        quiet : bool
+            Without a progress bar.
+        """
+        rank, world_size = ranks()
+        wanted = int(bytes_each.sum()) - self.cache.bytes
+        if rank == 0 and wanted > 0:
+            logger.info(
+                "%s: up to %.2f GB in %s",
+                self.what,
+                wanted / 1e9,
+                self.cache.folder,
+            )
+            self.cache.reserve(wanted)
+        sampler = TokenBudgetSampler(
+            sizes,
+            budget,
+            shuffle=False,
+            rank=rank,
+            world_size=world_size,
+            batches_per_step=1 if len(sizes) < world_size else None,
+        )
+        loader = DataLoader(
+            items,
+            batch_sampler=sampler,
+            num_workers=workers,
+            collate_fn=list,
+        )
+        seen, waiting = set(), 0
+        bar = tqdm(
+            loader, desc=self.what, unit="batch", disable=quiet or rank > 0
+        )
+        with self.cache.writer(rank) as writer:
+            for batch in bar:
+                new = {
+                    key: value
+                    for key, value in batch
+                    if value is not None and key not in seen
+                }
+                if not new:
+                    continue
+                seen.update(new)
+                entries = compute(list(new.values()))
+                for key, entry in zip(new, entries, strict=True):
+                    writer.put(key, entry)
+                    waiting += sum(x.nbytes for x in entry.values())
+                if waiting > _FLUSH:
+                    writer.flush()
+                    waiting = 0
+        ddp_barrier()
+        self.cache.refresh()
+
+
+class EncoderStates(_Cached):
+    """The frozen encoder's states of clips, in bfloat16.
+
+    Takes the place of `MelFeatures` in `continuation_dataset`.
+
+    Arguments
+    ---------
+    folder : str
+        Of all caches.
+    encoder : WhisperEncoder
+        Frozen.
+    """
+
+    what = "encoder states"
+
+    def __init__(self, folder, encoder):
+        super().__init__(
+            folder,
+            {
+                "kind": "states",
+                "encoder": encoder.fingerprint(),
+                "computed_in": str(encoder.dtype),
+            },
+        )
+
+    def __call__(self, wav, *stretch):
+        """Read a clip's states.
+
+        Arguments
+        ---------
+        wav : str
+            The file.
+        *stretch : tuple of int
+            Its first sample and the one after its last, if it is a part.
+
+        Returns
+        -------
+        states : torch.Tensor
+            Shape (frames, width), bfloat16.
+        samples : int
+            At 16 kHz.
+
+        Raises
+        ------
+        BadInput
+            If they are not there, because the clip could not be read, or are
+            damaged.
+        """
+        key = clip_key(wav, *stretch)
+        if key not in self.cache:
+            raise BadInput(
+                f"{wav}: no encoder states in {self.cache.folder}; the clip "
+                "could not be read when they were computed, or has changed "
+                "since; run the same command again"
+            )
+        entry = self.cache[key]
+        return entry["states"], int(entry["samples"])
+
+    def fill(self, table, encoder, budget, workers=0, quiet=False):
+        """Compute the states that are missing.
+
+        Arguments
+        ---------
+        table : datasets.Dataset
+            From `open_continuations`.
+        encoder : WhisperEncoder
+            On its device.
+        budget : int
+            Mel frames of a batch, padding included.
+        workers : int
+            Processes that read clips.
+        quiet : bool
+            Without a progress bar.
+        """
+        device = next(encoder.parameters()).device
+
+        def compute(clips):
+            mels, samples = zip(*clips, strict=True)
+            lengths = torch.tensor([mel_frames(n) for n in samples])
+            mel = pad_sequence(mels, batch_first=True)
+            states, lengths = encoder(mel.to(device), lengths.to(device))
+            states = states.to(torch.bfloat16).cpu()
+            return [
+                {"states": part[:length], "samples": torch.tensor(count)}
+                for part, length, count in zip(
+                    states, lengths.tolist(), samples, strict=True
+                )
+            ]
+
+        durations = numpy.asarray(table.with_format("numpy")["duration"])
+        samples = (durations * SAMPLE_RATE).round().astype(numpy.int64)
+        frames = mel_frames(numpy.maximum(samples, 1))
+        sizes = 2 * encoder.output_size * encoder_frames(frames)
+        items = _Clips(table, MelFeatures(encoder.mel), self.cache)
+        self._fill(items, frames, budget, compute, sizes, workers, quiet)
+
+
+class _Clips(torch.utils.data.Dataset):
+    """(key, features) of clips that are not in a cache yet."""
+
+    def __init__(self, table, features, cache):
+        self.table = table
+        self.features = features
+        self.cache = cache
+
+    def __len__(self):
+        return len(self.table)
+
+    def __getitem__(self, number):
+        row = self.table[number]
+        stretch = [row[name] for name in ("start", "stop") if name in row]
+        try:
+            key = clip_key(row["wav"], *stretch)
+            if key in self.cache:
+                return key, None
+            return key, self.features(row["wav"], *stretch)
+        except BadInput:  # the training will say so, when it comes to the row
+            return b"", None
+
+
+class TeacherTargets(_Cached):
+    """What the frozen LLM makes of transcripts, at the response positions.
+
+    Arguments
+    ---------
+    folder : str
+        Of all caches.
+    llm : FrozenLLM
+        The teacher.
+    top_k : int
+        So many likeliest next tokens with their log-probabilities; 0: last
+        hidden states in bfloat16, which every loss can use.
+    temperature : float
+        Of the log-probabilities: that of the loss.
+    """
+
+    what = "teacher targets"
+
+    def __init__(self, folder, llm, top_k=0, temperature=1.0):
+        configuration = {
+            "kind": "teacher",
+            "llm": llm.fingerprint(),
+            "computed_in": str(llm.dtype),
+            "top_k": top_k,
+        }
+        if top_k:
+            configuration["temperature"] = float(temperature)
+        super().__init__(folder, configuration)
+        self.top_k = top_k
+        self.temperature = temperature
+
+    def __call__(self, twin):
+        """Read a row's targets.
+
+        Arguments
+        ---------
+        twin : Row
+            With the transcript in the slot, and the response.
+
+        Returns
+        -------
+        TeacherStates or TeacherTopK
+        """
+        key = _twin_key(twin)
+        if key not in self.cache:
+            raise BadInput(
+                f"no teacher targets of a row in {self.cache.folder}; run the "
+                "same command again"
+            )
+        entry = self.cache[key]
+        kind = TeacherTopK if self.top_k else TeacherStates
+        return kind(**entry)
+
+    def fill(
+        self, table, prompt, model, lengths, budget, workers=0, quiet=False
+    ):
+        """Compute the targets that are missing.
+
+        Arguments
+        ---------
+        table : datasets.Dataset
+            From `open_continuations`.
+        prompt : Prompt
+            Of the LLM.
+        model : BLSP
+            With the LLM on its device.
+        lengths : numpy.ndarray
+            About how many tokens each row has.
+        budget : int
+            Tokens of a batch, padding included.
+        workers : int
+            Processes that tokenise.
+        quiet : bool
+            Without a progress bar.
+        """
+        llm = model.llm
+        share = llm.can_share_prefix(int(max(lengths)))
+
+        def compute(twins):
+            packed = pack(
+                twins,
+                llm.tokenizer.pad_token_id,
+                llm.eos_id,
+                share_prefix=share,
+            ).to(llm.device)
+            hidden = model.teach(packed).hidden
+            counts = packed.response_tokens.tolist()
+            return [self._entry(part, llm) for part in hidden.split(counts)]
+
+        tokens = pyarrow_lengths(table)
+        each = 6 * self.top_k if self.top_k else 2 * llm.hidden_size
+        items = _Twins(table, prompt, self.cache)
+        self._fill(
+            items, lengths, budget, compute, tokens * each, workers, quiet
+        )
+
+    def _entry(self, hidden, llm):
+        if not self.top_k:
+            return {"hidden": hidden.to(torch.bfloat16).cpu()}
+        logits = llm.project(hidden) / self.temperature
+        log_probs, ids = logits.log_softmax(-1).topk(self.top_k)
+        return {
+            "ids": ids.to(torch.int32).cpu(),
+            "log_probs": log_probs.to(torch.bfloat16).cpu(),
+        }
+
+
+def _twin_key(twin):
+    parts = (twin.prefix, twin.slot, twin.suffix, twin.response)
+    ids = [[int(i) for i in part] for part in parts]
+    return text_key(*map(str, ids), str(bool(twin.ended)))
+
+
+class _Twins(torch.utils.data.Dataset):
+    """(key, twin) of rows that are not in a cache yet."""
+
+    def __init__(self, table, prompt, cache):
+        self.table = table
+        self.prompt = prompt
+        self.cache = cache
+
+    def __len__(self):
+        return len(self.table)
+
+    def __getitem__(self, number):
+        row = self.table[number]
+        instruction = row["instruction"]
+        prefix, suffix = self.prompt.ids(instruction)
+        slot = self.prompt.slot_ids(instruction, row["text"])
+        twin = Row(prefix, slot, suffix, row["response_ids"], row["ended"])
+        key = _twin_key(twin)
+        return key, None if key in self.cache else twin
