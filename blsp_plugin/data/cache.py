@@ -1,11 +1,10 @@
 """Tensors that frozen models compute once: an append-only store on disk.
 
 Encoder states and teacher targets do not change while an adapter learns. They
-lie in ``<folder>/<kind>-<fingerprint of the configuration>/``:
-
-a readable ``configuration.json``, and a pair of files for each writer, data and
-index (`blsp_plugin.data.cache_files` says what is in them). Another
-configuration lies in another folder.
+lie in ``<folder>/<kind>-<fingerprint of the configuration>/``: a readable
+``configuration.json``, and a pair of files for each writer, data and index
+(`blsp_plugin.data.cache_files` says what is in them). Another configuration
+lies in another folder.
 
 What holds, whatever is killed when:
 
