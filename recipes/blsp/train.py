@@ -31,6 +31,7 @@ from blsp_plugin.data.dataset import (
     Collate,
     continuation_dataset,
     open_continuations,
+    row_frames,
     row_lengths,
 )
 from blsp_plugin.data.sampler import TokenBudgetSampler
@@ -49,17 +50,13 @@ def dataio_prepare(hparams, brain):
     llm = model.llm
     collate = Collate(llm.tokenizer.pad_token_id, llm.eos_id)
     data = {}
-    for split, path, budget, window in (
-        (
-            "train",
-            hparams["train_data"],
-            hparams["max_batch_tokens"],
-            brain.grad_accumulation_factor,
-        ),
+    window = brain.grad_accumulation_factor
+    for split, path, budget, batches in (
+        ("train", hparams["train_data"], hparams["max_batch_tokens"], window),
         ("valid", hparams["valid_data"], hparams["valid_batch_tokens"], 1),
     ):
         arrow = os.path.join(hparams["output_folder"], "arrow")
-        table = open_continuations(path, cache_dir=arrow)
+        table = open_continuations(path, arrow, brain.noprogressbar)
         sampler = TokenBudgetSampler(
             row_lengths(table, prompt, model.speech_tokens),
             budget,
@@ -68,10 +65,11 @@ def dataio_prepare(hparams, brain):
             seed=hparams["seed"],
             rank=rank,
             world_size=world_size,
-            batches_per_step=world_size * window,
+            batches_per_step=world_size * batches,
+            frames=row_frames(table),
+            max_frames=hparams["max_batch_frames"],
         )
-        facts = (split, len(table), len(sampler) * world_size)
-        logger.info("%s: %d rows in %d batches", *facts)
+        logger.info("%s: %s", split, sampler.summary())
         data[split] = (
             continuation_dataset(
                 table,
