@@ -66,7 +66,7 @@ class AlignmentBrain(sb.Brain):
     (a partial of a SpeechBrain scheduler that takes ``num_training_steps``),
     ``number_of_epochs``, ``train_logger``, ``output_folder``,
     ``max_rejected``, ``probe_rows`` (rows of the validation set whose greedy
-    continuations are compared). Losses that learn are trained, and kept in
+    continuations are compared), and maybe ``lora``. Losses that learn are trained, and kept in
     checkpoints, as the adapter is.
 
     Arguments
@@ -102,6 +102,8 @@ class AlignmentBrain(sb.Brain):
         self.valid_stats = {}
         self.base = base_fingerprints(self.model, self.hparams.prompt)
         if self.checkpointer is not None:
+            if hparams.get("lora") is not None:
+                learn["lora"] = hparams["lora"]
             self.checkpointer.add_recoverables(learn)
             self.checkpointer.add_recoverable("base", BaseGuard(self.base))
             self.checkpointer.add_recoverable("random", RandomState())

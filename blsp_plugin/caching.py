@@ -9,7 +9,6 @@ Authors
  * The blsp_plugin team 2026
 """
 
-import numpy
 import torch
 from speechbrain.utils.distributed import ddp_barrier
 from speechbrain.utils.logger import get_logger
@@ -18,11 +17,16 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from blsp_plugin.data.cache import ArrayCache, clip_key, text_key
-from blsp_plugin.data.dataset import MelFeatures
+from blsp_plugin.data.dataset import (
+    STRETCH,
+    MelFeatures,
+    response_lengths,
+    row_frames,
+)
 from blsp_plugin.data.sampler import TokenBudgetSampler
 from blsp_plugin.distributed import ranks
 from blsp_plugin.errors import BadInput
-from blsp_plugin.lengths import SAMPLE_RATE, encoder_frames, mel_frames
+from blsp_plugin.lengths import encoder_frames, mel_frames
 from blsp_plugin.losses import TeacherStates, TeacherTopK
 from blsp_plugin.packing import Row, pack
 
@@ -72,12 +76,7 @@ class _Cached:
             )
             self.cache.reserve(wanted)
         sampler = TokenBudgetSampler(
-            sizes,
-            budget,
-            shuffle=False,
-            rank=rank,
-            world_size=world_size,
-            batches_per_step=1 if len(sizes) < world_size else None,
+            sizes, budget, shuffle=False, rank=rank, world_size=world_size
         )
         loader = DataLoader(
             items,
@@ -199,10 +198,8 @@ class EncoderStates(_Cached):
                 )
             ]
 
-        durations = numpy.asarray(table.with_format("numpy")["duration"])
-        samples = (durations * SAMPLE_RATE).round().astype(numpy.int64)
-        frames = mel_frames(numpy.maximum(samples, 1))
-        sizes = 2 * encoder.output_size * encoder_frames(frames)
+        frames = row_frames(table)
+        sizes = 2.0 * encoder.output_size * encoder_frames(frames)
         items = _Clips(table, MelFeatures(encoder.mel), self.cache)
         self._fill(items, frames, budget, compute, sizes, workers, quiet)
 
@@ -220,7 +217,7 @@ class _Clips(torch.utils.data.Dataset):
 
     def __getitem__(self, number):
         row = self.table[number]
-        stretch = [row[name] for name in ("start", "stop") if name in row]
+        stretch = [row[name] for name in STRETCH if name in row]
         try:
             key = clip_key(row["wav"], *stretch)
             if key in self.cache:
@@ -319,11 +316,16 @@ class TeacherTargets(_Cached):
             counts = packed.response_tokens.tolist()
             return [self._entry(part, llm) for part in hidden.split(counts)]
 
-        tokens = pyarrow_lengths(table)
-        each = 6 * self.top_k if self.top_k else 2 * llm.hidden_size
+        each = 6.0 * self.top_k if self.top_k else 2.0 * llm.hidden_size
         items = _Twins(table, prompt, self.cache)
         self._fill(
-            items, lengths, budget, compute, tokens * each, workers, quiet
+            items,
+            lengths,
+            budget,
+            compute,
+            response_lengths(table) * each,
+            workers,
+            quiet,
         )
 
     def _entry(self, hidden, llm):

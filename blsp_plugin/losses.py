@@ -119,7 +119,7 @@ class ResponseCrossEntropy:
 
     name = "ce"
     on_input = False
-    teacher = ()  # classes of teachers that will do; none is needed
+    teacher = False  # whether it needs what the LLM makes of the transcript
 
     def __init__(self, weight=1.0):
         self.weight = weight
@@ -165,7 +165,7 @@ class ResponseKL:
 
     name = "kl"
     on_input = False
-    teacher = (TeacherStates, TeacherTopK)
+    teacher = takes_top_k = True
 
     def __init__(self, weight=1.0, temperature=1.0):
         self.weight = weight
@@ -192,7 +192,7 @@ class HiddenL2:
 
     name = "l2"
     on_input = False
-    teacher = (TeacherStates,)
+    teacher, takes_top_k = True, False
 
     def __init__(self, weight=1.0):
         self.weight = weight

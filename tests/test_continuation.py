@@ -35,6 +35,7 @@ from blsp_plugin.continuation.shards import (
 from blsp_plugin.continuation.table import write_table
 from blsp_plugin.data.dataset import (
     Collate,
+    MelFeatures,
     continuation_dataset,
     open_continuations,
 )
@@ -688,7 +689,7 @@ def test_cut_rows_have_no_eos(recipe, preset, corpus, tmp_path, model, prompt):
         str(tmp_path / "train.parquet"), str(tmp_path / "cache")
     )
     data = continuation_dataset(
-        table, prompt, model.encoder.mel, model.speech_tokens
+        table, prompt, MelFeatures(model.encoder.mel), model.speech_tokens
     )
     llm = model.llm
     batch = Collate(llm.tokenizer.pad_token_id, llm.eos_id)(list(data))

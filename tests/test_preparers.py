@@ -17,7 +17,7 @@ from blsp_plugin.data.audio import read_speech
 from blsp_plugin.data.common_voice import prepare_common_voice
 from blsp_plugin.data.corpora import CORPORA, prepare_corpus
 from blsp_plugin.data.covost import prepare_covost
-from blsp_plugin.data.dataset import continuation_dataset
+from blsp_plugin.data.dataset import MelFeatures, continuation_dataset
 from blsp_plugin.data.gigaspeech import prepare_gigaspeech
 from blsp_plugin.data.json_stream import stream_list
 from blsp_plugin.data.manifest import read_manifest
@@ -434,7 +434,7 @@ def test_training_reads_the_stretch(tmp_path, prompt):
         columns = set(row) - {"start", "stop"} | set(stretch)
         table = datasets.Dataset.from_list([{k: row[k] for k in columns}])
         dataset = continuation_dataset(
-            table, prompt, log_mel=lambda wav: wav, speech_tokens=lambda n: 1
+            table, prompt, MelFeatures(lambda wav: wav), lambda n: 1
         )
         assert dataset[0]["example"].samples == samples
 

@@ -1,5 +1,7 @@
 """Token-budget batches: nothing lost, nothing twice, resumable."""
 
+import os
+
 import numpy as np
 import pytest
 import speechbrain as sb
@@ -18,6 +20,9 @@ def speech_lengths(rows, seed=0):
 
 
 LENGTHS = speech_lengths(1000)
+# Mel frames: 16 a speech token, which a quarter or more of the tokens are.
+FRAMES = LENGTHS * np.random.default_rng(1).integers(4, 16, 1000)
+BOTH = {"frames": FRAMES, "max_frames": 12000}
 
 
 def epoch_of(sampler, epoch=1):
@@ -81,8 +86,10 @@ def test_ranks_share_an_epoch(world_size):
     assert sorted(rows) == list(range(1000))
 
 
-def test_sampler_same_for_any_world_size():
-    """Four ranks, or one that accumulates over four: the same steps."""
+@pytest.mark.parametrize("batches", [2, 3, 4, 8])
+@pytest.mark.parametrize("budgets", [{}, BOTH])
+def test_sampler_same_for_any_world_size(batches, budgets):
+    """N ranks, or one that accumulates over N, or between: the same steps."""
 
     def steps(world_size):
         ranks = [
@@ -92,16 +99,75 @@ def test_sampler_same_for_any_world_size():
                     1500,
                     rank=rank,
                     world_size=world_size,
-                    batches_per_step=4,
+                    batches_per_step=batches,
+                    **budgets,
                 )
             )
             for rank in range(world_size)
         ]
         dealt = [b for turn in zip(*ranks, strict=True) for b in turn]
-        assert len(dealt) % 4 == 0
-        return [sorted(dealt[i : i + 4]) for i in range(0, len(dealt), 4)]
+        assert len(dealt) % batches == 0
+        return [
+            sorted(sum(dealt[i : i + batches], []))
+            for i in range(0, len(dealt), batches)
+        ]
 
-    assert steps(1) == steps(2) == steps(4)
+    expected = steps(1)
+    assert sorted(sum(expected, [])) == list(range(1000))
+    for world_size in range(2, batches + 1):
+        if batches % world_size == 0:
+            assert steps(world_size) == expected
+
+
+def test_batches_hold_both_budgets():
+    sampler = TokenBudgetSampler(LENGTHS, 1500, **BOTH)
+    batches = epoch_of(sampler)
+    assert sorted(sum(batches, [])) == list(range(1000))
+    sizes = np.array([len(b) * LENGTHS[b].max() for b in batches])
+    frames = np.array([len(b) * FRAMES[b].max() for b in batches])
+    assert sizes.max() <= 1500
+    assert frames.max() <= 12000
+    # Each is what ends some of them.
+    assert (frames > 11000).any()
+    assert (sizes > 1400).any()
+    padding = 1 - LENGTHS.sum() / sizes.sum()
+    assert sampler.padding_ratio == pytest.approx(padding)
+    padding = 1 - FRAMES.sum() / frames.sum()
+    assert sampler.frames_padding_ratio == pytest.approx(padding)
+    assert sampler.summary() == (
+        f"1000 rows in {len(batches)} batches, padding "
+        f"{sampler.padding_ratio:.1%} of positions and {padding:.1%} of "
+        "mel frames"
+    )
+    again = epoch_of(TokenBudgetSampler(LENGTHS, 1500, **BOTH))
+    assert again == batches
+    other = {frozenset(batch) for batch in epoch_of(sampler, 2)}
+    same = other & {frozenset(batch) for batch in batches}
+    assert len(same) < len(batches) / 4
+
+
+def test_clips_of_a_batch_are_alike_where_responses_are_not():
+    rng = np.random.default_rng(2)
+    frames = np.clip(rng.gamma(4, 75, 20000), 50, 3000).astype(int)
+    lengths = frames // 16 + rng.integers(40, 120, 20000)
+    tokens_only = TokenBudgetSampler(lengths, 2000, 64)
+    both = TokenBudgetSampler(
+        lengths, 2000, 64, frames=frames, max_frames=12000
+    )
+    assert tokens_only.frames_padding_ratio is None
+    longest = [frames[b].max() * len(b) for b in epoch_of(tokens_only)]
+    assert 1 - frames.sum() / sum(longest) > 0.4
+    assert both.frames_padding_ratio < 0.07
+    assert both.padding_ratio < 0.05
+    # The second budget costs hardly any batches, or none.
+    assert len(both) < 1.02 * len(tokens_only)
+
+
+def test_longer_than_the_second_budget_is_a_batch_of_its_own():
+    sampler = TokenBudgetSampler(
+        [9, 9, 9, 9], 100, frames=[5, 50, 5, 5], max_frames=20
+    )
+    assert sorted(map(sorted, epoch_of(sampler))) == [[0, 2, 3], [1]]
 
 
 @pytest.mark.parametrize("rows", range(1, 30))
@@ -136,25 +202,46 @@ def test_bad_settings():
             {"budget": 10, "world_size": 2, "batches_per_step": 3},
             "batches_per_step 3 is not a multiple of world_size 2",
         ),
+        (
+            {"budget": 10, "frames": [1, 2, 3], "max_frames": 0},
+            "raise max_frames",
+        ),
+        (
+            {"budget": 10, "frames": [1, 2], "max_frames": 9},
+            "3 lengths and 2 frames do not go together",
+        ),
+        (
+            {"budget": 10, "frames": None, "max_frames": 9},
+            "do not go together",
+        ),
+        (
+            {"budget": 10, "frames": [1, 0, 3], "max_frames": 9},
+            "row 1 has frames 0; drop it",
+        ),
     ):
         with pytest.raises(BadInput, match=complaint):
             TokenBudgetSampler(**{"lengths": [1, 2, 3], **settings})
 
 
 class Rows(torch.utils.data.Dataset):
+    """Rows that are their numbers; notes which are read, in any process."""
+
+    def __init__(self, notes=os.devnull):
+        self.notes = notes
+
     def __len__(self):
         return len(LENGTHS)
 
     def __getitem__(self, row):
+        with open(self.notes, "a", encoding="utf-8") as stream:
+            stream.write(f"{row}\n")
         return row
 
 
-def make_loader(workers=0, rank=0, world_size=1):
-    sampler = TokenBudgetSampler(
-        LENGTHS, 1500, rank=rank, world_size=world_size
-    )
+def make_loader(workers=0, notes=os.devnull):
+    sampler = TokenBudgetSampler(LENGTHS, 1500, rank=1, world_size=2, **BOTH)
     return SaveableDataLoader(
-        Rows(), batch_sampler=sampler, num_workers=workers
+        Rows(notes), batch_sampler=sampler, num_workers=workers
     )
 
 
@@ -162,13 +249,14 @@ def listed(batches):
     return [batch.tolist() for batch in batches]
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, 2])
 def test_sampler_resumes_mid_epoch(tmp_path, workers):
-    loader = make_loader(workers, rank=1, world_size=2)
+    """The rest of the batches, and nothing else is read."""
+    loader = make_loader(workers)
     loader.batch_sampler.set_epoch(5)
     expected = listed(loader)
 
-    loader = make_loader(workers, rank=1, world_size=2)
+    loader = make_loader(workers)
     loader.batch_sampler.set_epoch(5)
     batches = iter(loader)
     seen = listed(next(batches) for _ in range(9))
@@ -176,10 +264,14 @@ def test_sampler_resumes_mid_epoch(tmp_path, workers):
     checkpointer.save_checkpoint(end_of_epoch=False)
     del batches
 
-    loader = make_loader(workers, rank=1, world_size=2)
+    notes = tmp_path / "read"
+    loader = make_loader(workers, notes)
     Checkpointer(tmp_path, {"loader": loader}).recover_if_possible()
     loader.batch_sampler.set_epoch(5)
-    assert seen + listed(loader) == expected
+    rest = listed(loader)
+    assert seen + rest == expected
+    read = [int(line) for line in notes.read_text().split()]
+    assert sorted(read) == sorted(sum(rest, []))
     loader.batch_sampler.set_epoch(6)
     assert len(listed(loader)) == len(loader.batch_sampler)
 

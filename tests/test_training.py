@@ -22,6 +22,7 @@ def tiny(tmp_path_factory, llm_folder, whisper_folder, corpus):
         f"""
 base: {ROOT}/hparams/train.yaml
 continuations: {data}
+valid_data: {data}/train.parquet
 whisper: {whisper_folder}
 llm: {llm_folder}
 llm_dtype: float32
@@ -123,7 +124,6 @@ def test_loss_normalisation_across_ranks(tiny, tmp_path):
         .replace("max_batch_rows: 1\n", "")
         .replace("number_of_epochs: 1", "number_of_epochs: 3")
         + "opt_class: !name:torch.optim.SGD\n    lr: 0.01\n"
-        + "valid_data: !ref <train_data>\n"
     )
     runs = {
         "ranks": {"ranks": 2, "max_batch_rows": 6},

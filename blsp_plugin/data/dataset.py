@@ -1,18 +1,20 @@
 """Continuations on disk -> batches of clips with their rows.
 
-The Parquet of stage 1 is opened memory-mapped; audio is read and its mel
-computed in the loader's workers; a row is packed before the model runs, since
-a clip's number of speech tokens is known from its samples.
+The Arrow twin of stage 1's Parquet is opened memory-mapped; audio is read and
+its mel computed in the loader's workers; a row is packed before the model
+runs, since a clip's number of speech tokens is known from its samples.
 
 Authors
  * The blsp_plugin team 2026
 """
 
 import os
+import pickle
 from typing import NamedTuple
 
 import datasets
 import numpy
+import pyarrow
 import pyarrow.compute
 import torch
 from speechbrain.dataio.dataset import DynamicItemDataset
@@ -20,6 +22,7 @@ from speechbrain.utils.data_pipeline import provides, takes
 from torch.nn.utils.rnn import pad_sequence
 
 from blsp_plugin.data.audio import read_speech
+from blsp_plugin.data.twin import FIRST_LIKE, arrow_twin
 from blsp_plugin.errors import BadInput
 from blsp_plugin.lengths import SAMPLE_RATE, mel_frames
 from blsp_plugin.packing import Packed, Row, pack
@@ -31,18 +34,28 @@ __all__ = [
     "SpeechBatch",
     "continuation_dataset",
     "open_continuations",
+    "response_lengths",
+    "row_frames",
     "row_lengths",
 ]
 
-COLUMNS = (
-    "ID",
-    "wav",
-    "duration",
-    "text",
-    "instruction",
-    "response_ids",
-    "ended",
+# What training needs of stage 1's table; it may come without the last ones.
+COLUMNS = pyarrow.schema(
+    [
+        ("ID", pyarrow.string()),
+        ("wav", pyarrow.string()),
+        ("duration", pyarrow.float64()),
+        ("text", pyarrow.string()),
+        ("instruction", pyarrow.string()),
+        ("response_ids", pyarrow.list_(pyarrow.int32())),
+        ("ended", pyarrow.bool_()),
+        ("start", pyarrow.int64()),
+        ("stop", pyarrow.int64()),
+        ("behaviour", pyarrow.string()),
+    ]
 )
+STRETCH = ("start", "stop")
+_OPTIONAL = (*STRETCH, "behaviour")
 
 
 class Example(NamedTuple):
@@ -139,8 +152,11 @@ class SpeechBatch(NamedTuple):
         return self._replace(**moved)
 
 
-def open_continuations(path, cache_dir):
+def open_continuations(path, cache_dir, quiet=False):
     """Open the Parquet file of stage 1, memory-mapped.
+
+    The first time it is copied to an Arrow file (`arrow_twin`), about as
+    large as the texts in it; later it opens at once.
 
     Arguments
     ---------
@@ -148,10 +164,13 @@ def open_continuations(path, cache_dir):
         The file.
     cache_dir : str
         Where its Arrow twin is kept.
+    quiet : bool
+        No progress bar while the twin is made.
 
     Returns
     -------
     datasets.Dataset
+        With the columns that training needs, and `FIRST_LIKE`.
 
     Raises
     ------
@@ -163,27 +182,60 @@ def open_continuations(path, cache_dir):
             f"{path}: no such file; write continuations first "
             "(recipes/continuation/generate.py)"
         )
-    datasets.disable_progress_bars()
+    twin = arrow_twin(path, cache_dir, COLUMNS, _OPTIONAL, quiet)
     try:
-        table = datasets.Dataset.from_parquet(path, cache_dir=cache_dir)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        return datasets.Dataset.from_file(twin)
+    except (OSError, pyarrow.ArrowException) as error:
         raise BadInput(
-            f"{path}: not a readable Parquet file ({error}); delete it and "
-            "run recipes/continuation/generate.py again"
+            f"{twin}: not readable ({error}); delete it and run the same "
+            "command again"
         ) from error
-    missing = [name for name in COLUMNS if name not in table.column_names]
-    if missing:
-        raise BadInput(
-            f"{path}: lacks the column {missing[0]!r} (it has "
-            f"{', '.join(table.column_names)}); it must come from "
-            "recipes/continuation/generate.py"
-        )
-    if not len(table):
-        raise BadInput(f"{path}: has no rows")
-    return table
 
 
-def row_lengths(table, prompt, speech_tokens):
+def _mapped_again(table):
+    """The same table, mapped anew.
+
+    What was read, and what the system maps with it, stays mapped as long as
+    the table lives. It is the disk's cache, not memory that is taken, but
+    counts as resident in every process that read it.
+    """
+    return pickle.loads(pickle.dumps(table))
+
+
+class _Rows:
+    """Rows of a table for the toolkit's dataset, in bounded memory."""
+
+    rows_a_mapping = 64  # of a row the system may map 6 MB (2 MB a folio)
+
+    def __init__(self, table):
+        self.table = table
+        self.read = 0
+
+    def __getitem__(self, row):
+        # The first time as well: a worker's table is its parent's.
+        if self.read % self.rows_a_mapping == 0:
+            self.table = _mapped_again(self.table)
+        self.read += 1
+        return self.table[row]
+
+
+def _in_batches(table):
+    """The table in its order, some rows at a time; no row is a Python object.
+
+    Yields
+    ------
+    pyarrow.Table
+    """
+    yield from _mapped_again(table).with_format("arrow").iter(100_000)
+
+
+def _samples(batch):
+    """Samples of the clips, at least 1 each."""
+    samples = (batch["duration"].to_numpy() * SAMPLE_RATE).round()
+    return numpy.maximum(1, samples).astype(numpy.int64)
+
+
+def row_lengths(table, prompt, speech_tokens, share_prefix=False):
     """LLM tokens of each row, from the columns alone.
 
     Arguments
@@ -194,26 +246,74 @@ def row_lengths(table, prompt, speech_tokens):
         Gives the tokens around the slot.
     speech_tokens : callable
         Samples (array) -> speech tokens (array).
+    share_prefix : bool
+        Without the prefix, whose states are shared.
 
     Returns
     -------
     numpy.ndarray
-        Shape (rows,), int64.
+        Shape (rows,), int32.
     """
-    arrow = table.with_format("arrow")[:]
-    durations = arrow["duration"].to_numpy()
-    samples = numpy.maximum(1, (durations * SAMPLE_RATE).round())
-    tokens = speech_tokens(samples.astype(numpy.int64))
-    responses = pyarrow.compute.list_value_length(arrow["response_ids"])
-    responses = responses.to_numpy()
-    instructions, index = numpy.unique(
-        arrow["instruction"].to_numpy(), return_inverse=True
+    lengths, around = [], {}
+    for batch in _in_batches(table):
+        same, places, index = numpy.unique(
+            batch[FIRST_LIKE], return_index=True, return_inverse=True
+        )
+        for row, place in zip(same.tolist(), places.tolist(), strict=True):
+            if row not in around:
+                instruction = batch["instruction"][place].as_py()
+                prefix, suffix = prompt.ids(instruction)
+                prefix = () if share_prefix else prefix
+                around[row] = len(prefix) + len(suffix)
+        length = numpy.array([around[row] for row in same.tolist()])[index]
+        length += speech_tokens(_samples(batch))
+        length += _responses(batch)
+        lengths.append(length.astype(numpy.int32))
+    return numpy.concatenate(lengths)
+
+
+def _responses(batch):
+    """Response tokens, EOS included."""
+    lengths = pyarrow.compute.list_value_length(batch["response_ids"])
+    return lengths.to_numpy() + batch["ended"].to_numpy()
+
+
+def response_lengths(table):
+    """Response tokens of each row, EOS included.
+
+    Arguments
+    ---------
+    table : datasets.Dataset
+        From `open_continuations`.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape (rows,), int32.
+    """
+    lengths = [_responses(batch) for batch in _in_batches(table)]
+    return numpy.concatenate(lengths).astype(numpy.int32)
+
+
+def row_frames(table):
+    """Mel frames of each row's clip, which the encoder sees.
+
+    Arguments
+    ---------
+    table : datasets.Dataset
+        From `open_continuations`.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape (rows,), int32.
+    """
+    return numpy.concatenate(
+        [
+            mel_frames(_samples(batch)).astype(numpy.int32)
+            for batch in _in_batches(table)
+        ]
     )
-    around = [
-        sum(map(len, prompt.ids(instruction))) for instruction in instructions
-    ]
-    ended = arrow["ended"].to_numpy().astype(numpy.int64)
-    return tokens + responses + ended + numpy.array(around)[index]
 
 
 class MelFeatures:
@@ -283,10 +383,19 @@ def continuation_dataset(
     """
     names = table.column_names
     kind = "behaviour" if "behaviour" in names else "instruction"
-    stretch = [name for name in ("start", "stop") if name in names]
+    stretch = [name for name in STRETCH if name in names]
     twins = twins or counts_transcript or teacher is not None
 
-    @takes(*COLUMNS[:2], *COLUMNS[3:], kind, *stretch)
+    @takes(
+        "ID",
+        "wav",
+        "text",
+        "instruction",
+        "response_ids",
+        "ended",
+        kind,
+        *stretch,
+    )
     @provides("example")
     def pipeline(row_id, wav, text, instruction, ids, ended, kind, *stretch):
         prefix, suffix = prompt.ids(instruction)
@@ -306,7 +415,10 @@ def continuation_dataset(
             return Example(row_id, None, reason=str(error))
         return Example(row_id, clip, samples, row, twin, kind, taught)
 
-    dataset = DynamicItemDataset.from_arrow_dataset(table)
+    # The host lists the numbers of all rows, 400 MB of ten million: it is given
+    # one row first, and then all of them and their range.
+    dataset = DynamicItemDataset.from_arrow_dataset(table.select([0]))
+    dataset.data, dataset.data_ids = _Rows(table), range(len(table))
     dataset.add_dynamic_item(pipeline)
     dataset.set_output_keys(["example"])
     return dataset

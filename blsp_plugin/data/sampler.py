@@ -1,9 +1,10 @@
-"""Batches of similar length, filled by a budget on their padded size.
+"""Batches of similar rows, filled by budgets on their padded size.
 
 Authors
  * The blsp_plugin team 2026
 """
 
+from array import array
 from typing import NamedTuple
 
 import numpy as np
@@ -20,22 +21,40 @@ logger = get_logger(__name__)
 class _Plan(NamedTuple):
     """One epoch: batch ``b`` is ``order[cuts[b]:cuts[b + 1]]``."""
 
-    order: np.ndarray  # rows, longest first
+    order: np.ndarray  # rows, neighbours alike, longest first
     cuts: np.ndarray  # where batches start, and the end
     turns: np.ndarray  # batches in the order in which they are trained on
 
 
-def _fill(lengths, budget, max_rows):
-    """Cut rows, in the order given, into batches that the budget holds."""
-    cuts, start = [0], 0
-    while start < len(lengths):
-        # As many as would fit if the first row were the longest, at most.
-        most = min(max(budget // int(lengths[start]), 1), max_rows)
-        longest = np.maximum.accumulate(lengths[start : start + most])
-        padded = longest * np.arange(1, len(longest) + 1)
-        start += max(int(np.searchsorted(padded, budget, side="right")), 1)
-        cuts.append(start)
+def _fill(rows, budgets, max_rows):
+    """Cut rows into batches that the budgets hold.
+
+    ``rows`` yields each row's length and frames, in the order wanted; a plain
+    loop, since a batch can't begin before the one in front of it ends.
+    """
+    budget, max_frames = budgets
+    cuts = array("q", [0])
+    size = longest = widest = place = 0
+    for place, (length, frames) in enumerate(rows):
+        size += 1
+        longest = length if length > longest else longest
+        widest = frames if frames > widest else widest
+        if (
+            longest * size > budget
+            or widest * size > max_frames
+            or size > max_rows
+        ) and size > 1:
+            cuts.append(place)
+            size, longest, widest = 1, length, frames
+    cuts.append(place + 1)
     return np.array(cuts)
+
+
+def _pairs(first, second, order):
+    """Elements of two arrays as Python numbers, a million at a time."""
+    for start in range(0, len(order), 1 << 20):
+        some = order[start : start + (1 << 20)]
+        yield from zip(first[some].tolist(), second[some].tolist(), strict=True)
 
 
 def _make_divisible(cuts, multiple):
@@ -54,7 +73,7 @@ def _make_divisible(cuts, multiple):
 
 
 class TokenBudgetSampler(Sampler):
-    """Batch sampler with a budget on rows times the longest row.
+    """Batch sampler with budgets on rows times the longest row.
 
     Rows are sorted by length, with a little noise so that batches differ
     from epoch to epoch, cut into batches that the budget holds, and the
@@ -62,9 +81,19 @@ class TokenBudgetSampler(Sampler):
     from (seed, epoch) alone and takes its turns of it: the ranks get the same
     number of batches, and each row comes once an epoch, on one rank.
 
-    A row that is longer than the budget makes a batch of its own. Where the
+    With ``max_frames`` a batch holds a second budget, that of the encoder,
+    whose padding is another: a short clip may have a long response. The rows
+    sorted by length are cut into as many strips as a strip has batches, and
+    the rows of each are sorted by frames, up and down in turns. So rows that
+    are neighbours are alike in both.
+
+    A row that is over a budget makes a batch of its own. Where the
     number of batches has to be divisible, the largest are split in two. If
-    nearly all have one row, the shortest are joined in pairs, over the budget.
+    nearly all have one row, the last are joined in pairs, over the budget.
+
+    A loader that goes on within an epoch (SpeechBrain's `SaveableDataLoader`)
+    asks for the batches it skips, which is a slice of the plan each, and
+    reads none of their rows.
 
     Give it to a loader as ``batch_sampler`` and to a Brain as
     ``brain.train_sampler``, so that ``set_epoch`` is called. It deals to the
@@ -94,6 +123,10 @@ class TokenBudgetSampler(Sampler):
         dealt to ranks. Default: world_size.
     jitter : float
         The noise: a row may be sorted as this fraction shorter than it is.
+    frames : sequence of int, optional
+        Mel frames of each row, at least 1; needed with ``max_frames``.
+    max_frames : int, optional
+        Most frames that a batch may have, padding included.
 
     Raises
     ------
@@ -120,6 +153,8 @@ class TokenBudgetSampler(Sampler):
         world_size=1,
         batches_per_step=None,
         jitter=0.05,
+        frames=None,
+        max_frames=None,
     ):
         # 32 bits hold a length and a row: ten million rows stay in 120 MB.
         self.lengths = np.asarray(lengths, dtype=np.int32)
@@ -131,6 +166,11 @@ class TokenBudgetSampler(Sampler):
         self.world_size = world_size
         self.batches_per_step = batches_per_step or world_size
         self.jitter = jitter
+        self.max_frames = self.frames = None
+        if max_frames is not None:
+            self.max_frames = int(max_frames)
+            frames = () if frames is None else frames
+            self.frames = np.asarray(frames, dtype=np.int32)
         self.epoch = 0
         self._plan = None
         self._check()
@@ -157,19 +197,37 @@ class TokenBudgetSampler(Sampler):
                 f"a batch of at most {self.budget} in {self.max_rows} rows "
                 "holds nothing; raise the budget or max_rows"
             )
-        shortest = int(self.lengths.argmin())
-        if self.lengths[shortest] < 1:
+        self._check_rows("length", self.lengths, self.budget)
+        if self.max_frames is None:
+            return
+        if self.max_frames < 1:
             raise BadInput(
-                f"row {shortest} has length {self.lengths[shortest]}; drop it"
+                f"a batch of at most {self.max_frames} frames holds nothing; "
+                "raise max_frames"
             )
-        over = int((self.lengths > self.budget).sum())
+        if self.frames.shape != self.lengths.shape:
+            raise BadInput(
+                f"{rows} lengths and {self.frames.size} frames do not go "
+                "together; give both of every row"
+            )
+        self._check_rows("frames", self.frames, self.max_frames)
+
+    def _check_rows(self, name, values, budget):
+        """Refuse what is no length, tell of what is too long."""
+        shortest = int(values.argmin())
+        if values[shortest] < 1:
+            raise BadInput(
+                f"row {shortest} has {name} {values[shortest]}; drop it"
+            )
+        over = int((values > budget).sum())
         if over:
             logger.warning(
-                "%d of %d rows are longer than the budget of %d; each makes a "
+                "%d of %d rows are over the budget of %d (%s); each makes a "
                 "batch of its own",
                 over,
-                rows,
-                self.budget,
+                len(values),
+                budget,
+                name,
             )
 
     def set_epoch(self, epoch):
@@ -184,18 +242,47 @@ class TokenBudgetSampler(Sampler):
             self.epoch = epoch
             self._plan = None
 
+    def _order(self, rng):
+        """The rows, neighbours alike, longest first."""
+        order = self._sorted(self.lengths, rng)
+        if self.frames is None:
+            return order
+        batches = max(
+            self.lengths.sum() / self.budget,
+            self.frames.sum() / self.max_frames,
+            len(order) / self.max_rows,
+        )
+        strips = np.array_split(order, max(1, round(batches**0.5)))
+        for number, strip in enumerate(strips):
+            way = -1 if number % 2 else 1
+            strip[:] = strip[self._sorted(self.frames[strip], rng)][::way]
+        return order
+
+    def _sorted(self, values, rng):
+        """Places of values, most first, with noise."""
+        rank_by = -values.astype(np.float32)
+        if self.shuffle:
+            # In place, which halves the memory that this takes.
+            noise = rng.random(len(rank_by), dtype=np.float32)
+            noise *= -self.jitter
+            noise += 1
+            rank_by *= noise
+            del noise
+        # Stable, so that every machine breaks ties in the same way.
+        return np.argsort(rank_by, kind="stable").astype(np.int32)
+
     def _make_plan(self):
         if self._plan is None:
             rng = np.random.default_rng(
                 np.random.SeedSequence([self.seed, self.epoch])
             )
-            rank_by = -self.lengths.astype(np.float32)
-            if self.shuffle:
-                noise = rng.random(len(rank_by), dtype=np.float32)
-                rank_by *= 1 - self.jitter * noise
-            # Stable, so that every machine breaks ties in the same way.
-            order = np.argsort(rank_by, kind="stable").astype(np.int32)
-            cuts = _fill(self.lengths[order], self.budget, self.max_rows)
+            order = self._order(rng)
+            second = self.lengths if self.frames is None else self.frames
+            cuts = _fill(
+                _pairs(self.lengths, second, order),
+                (self.budget, self.max_frames or self.budget),
+                self.max_rows,
+            )
             cuts = _make_divisible(cuts, self.batches_per_step)
             batches = len(cuts) - 1
             turns = np.arange(batches)
@@ -216,6 +303,30 @@ class TokenBudgetSampler(Sampler):
     @property
     def padding_ratio(self):
         """Padded positions over all positions, over all ranks this epoch."""
+        return self._padding(self.lengths)
+
+    @property
+    def frames_padding_ratio(self):
+        """The same of frames; None if there is no ``max_frames``."""
+        return None if self.frames is None else self._padding(self.frames)
+
+    def _padding(self, values):
         order, cuts, _ = self._make_plan()
-        longest = np.maximum.reduceat(self.lengths[order], cuts[:-1])
-        return 1 - float(self.lengths.sum() / (longest * np.diff(cuts)).sum())
+        longest = np.maximum.reduceat(values[order], cuts[:-1])
+        whole = int((longest * np.diff(cuts)).sum())
+        return 1 - int(values.sum(dtype=np.int64)) / whole
+
+    def summary(self):
+        """This epoch in a few words: rows, batches of all ranks, padding.
+
+        Returns
+        -------
+        str
+        """
+        words = (
+            f"{len(self.lengths)} rows in {len(self._make_plan().turns)} "
+            f"batches, padding {self.padding_ratio:.1%} of positions"
+        )
+        if self.frames is not None:
+            words += f" and {self.frames_padding_ratio:.1%} of mel frames"
+        return words

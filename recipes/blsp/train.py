@@ -23,76 +23,13 @@ from functools import partial
 
 import speechbrain as sb
 from speechbrain.utils.distributed import if_main_process
-from speechbrain.utils.logger import get_logger
 
 from blsp_plugin.brain import AlignmentBrain
 from blsp_plugin.checkpoints import check_provenance, save_adapter
-from blsp_plugin.data.dataset import (
-    Collate,
-    MelFeatures,
-    continuation_dataset,
-    open_continuations,
-    row_lengths,
-)
-from blsp_plugin.data.sampler import TokenBudgetSampler
-from blsp_plugin.distributed import ranks
+from blsp_plugin.dataio import training_data
 from blsp_plugin.errors import one_line_errors
 from blsp_plugin.files import atomic_write, write_json
 from blsp_plugin.hparams import excerpt_hparams, load_hparams
-
-logger = get_logger(__name__)
-
-
-def dataio_prepare(hparams, brain):
-    """Open the continuations: (dataset, loader options) of each split."""
-    rank, world_size = ranks()
-    model, prompt = brain.model, hparams["prompt"]
-    llm = model.llm
-    data = {}
-    for split, path, budget, window in (
-        (
-            "train",
-            hparams["train_data"],
-            hparams["max_batch_tokens"],
-            brain.grad_accumulation_factor,
-        ),
-        ("valid", hparams["valid_data"], hparams["valid_batch_tokens"], 1),
-    ):
-        arrow = os.path.join(hparams["output_folder"], "arrow")
-        table = open_continuations(path, cache_dir=arrow)
-        sampler = TokenBudgetSampler(
-            row_lengths(table, prompt, model.speech_tokens),
-            budget,
-            max_rows=hparams["max_batch_rows"],
-            shuffle=split == "train",
-            seed=hparams["seed"],
-            rank=rank,
-            world_size=world_size,
-            batches_per_step=world_size * window,
-        )
-        share = llm.can_share_prefix(int(sampler.lengths.max()))
-        collate = Collate(
-            llm.tokenizer.pad_token_id, llm.eos_id, share_prefix=share
-        )
-        facts = (split, len(table), len(sampler) * world_size)
-        logger.info("%s: %d rows in %d batches", *facts)
-        data[split] = (
-            continuation_dataset(
-                table,
-                prompt,
-                MelFeatures(model.encoder.mel),
-                model.speech_tokens,
-                twins=split == "valid" or brain.needs_twins,
-                counts_transcript=model.adapter.counts_transcript,
-            ),
-            {
-                "batch_sampler": sampler,
-                "collate_fn": collate,
-                "num_workers": hparams["num_workers"],
-            },
-        )
-    brain.probed = set(table[: hparams["probe_rows"]]["ID"])
-    return data
 
 
 @one_line_errors
@@ -114,7 +51,7 @@ def main(argv):
         checkpointer=hparams["checkpointer"],
     )
     check_provenance(hparams["train_data"], brain.base)
-    data = dataio_prepare(hparams, brain)
+    data = training_data(hparams, brain)
 
     start_file = os.path.join(hparams["output_folder"], "start.json")
     train_set, train_options = data["train"]

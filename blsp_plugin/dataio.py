@@ -1,0 +1,140 @@
+"""From stage 1's tables to what a training reads.
+
+Authors
+ * The blsp_plugin team 2026
+"""
+
+import os
+
+from speechbrain.utils.logger import get_logger
+
+from blsp_plugin.caching import EncoderStates, TeacherTargets
+from blsp_plugin.data.dataset import (
+    Collate,
+    MelFeatures,
+    continuation_dataset,
+    open_continuations,
+    row_frames,
+    row_lengths,
+)
+from blsp_plugin.data.sampler import TokenBudgetSampler
+from blsp_plugin.distributed import ranks
+from blsp_plugin.errors import BadInput
+from blsp_plugin.pretrained import learns
+
+__all__ = ["training_data"]
+
+logger = get_logger(__name__)
+
+
+def training_data(hparams, brain):
+    """Open the continuations, fill the caches, and plan the batches.
+
+    Arguments
+    ---------
+    hparams : dict
+        ``train_data``, ``valid_data``, the batches' limits, the caches'
+        folders; see ``hparams/train.yaml``.
+    brain : AlignmentBrain
+        Gets the rows to probe.
+
+    Returns
+    -------
+    dict of (DynamicItemDataset, dict)
+        Dataset and loader options of "train" and "valid".
+
+    Raises
+    ------
+    BadInput
+        If a table cannot be read, or a cache would hold what changes.
+    """
+    rank, world_size = ranks()
+    model, prompt = brain.model, hparams["prompt"]
+    encoder, llm = model.encoder, model.llm
+    features, encoded = MelFeatures(encoder.mel), False
+    if hparams["encoder_cache"]:
+        if learns(encoder):
+            raise BadInput(
+                "encoder_cache: the encoder learns (LoRA), so its states "
+                "cannot be kept; leave encoder_cache or lora out"
+            )
+        features = EncoderStates(hparams["encoder_cache"], encoder)
+        encoded = True
+    limits = {
+        "max_rows": hparams["max_batch_rows"],
+        "max_frames": None if encoded else hparams["max_batch_frames"],
+    }
+    data = {}
+    for split in ("train", "valid"):
+        training = split == "train"
+        table = open_continuations(
+            hparams[f"{split}_data"],
+            os.path.join(hparams["output_folder"], "arrow"),
+            brain.noprogressbar,
+        )
+        lengths = row_lengths(table, prompt, model.speech_tokens)
+        share = llm.can_share_prefix(int(lengths.max()))
+        budget = hparams[f"{'max' if training else 'valid'}_batch_tokens"]
+        filling = {
+            "workers": hparams["num_workers"],
+            "quiet": brain.noprogressbar,
+        }
+        if encoded:
+            features.fill(table, encoder, hparams["fill_frames"], **filling)
+        teacher = None
+        if training and brain.needs_teacher and hparams["teacher_cache"]:
+            teacher = _teacher(hparams, brain)
+            teacher.fill(table, prompt, model, lengths, budget, **filling)
+        if share:
+            lengths = row_lengths(table, prompt, model.speech_tokens, True)
+        window = brain.grad_accumulation_factor if training else 1
+        sampler = TokenBudgetSampler(
+            lengths,
+            budget,
+            shuffle=training,
+            seed=hparams["seed"],
+            rank=rank,
+            world_size=world_size,
+            batches_per_step=world_size * window,
+            frames=None if encoded else row_frames(table),
+            **limits,
+        )
+        logger.info("%s: %s", split, sampler.summary())
+        dataset = continuation_dataset(
+            table,
+            prompt,
+            features,
+            model.speech_tokens,
+            twins=not training or (brain.needs_twins and teacher is None),
+            counts_transcript=model.adapter.counts_transcript,
+            teacher=teacher,
+        )
+        collate = Collate(
+            llm.tokenizer.pad_token_id,
+            llm.eos_id,
+            share_prefix=share,
+            encoded=encoded,
+        )
+        options = {
+            "batch_sampler": sampler,
+            "collate_fn": collate,
+            "num_workers": hparams["num_workers"],
+        }
+        data[split] = dataset, options
+    brain.probed = set(table[: hparams["probe_rows"]]["ID"])
+    return data
+
+
+def _teacher(hparams, brain):
+    """The cache of what the LLM makes of the transcripts."""
+    top_k, temperature = hparams["teacher_top_k"], 1.0
+    for loss in brain.response_losses:
+        if top_k and loss.teacher and not loss.takes_top_k:
+            raise BadInput(
+                f"teacher_top_k: the loss {loss.name!r} needs the teacher's "
+                "hidden states; set teacher_top_k to 0"
+            )
+        temperature = getattr(loss, "temperature", temperature)
+    return TeacherTargets(
+        hparams["teacher_cache"], brain.model.llm, top_k, temperature
+    )
