@@ -66,8 +66,8 @@ class AlignmentBrain(sb.Brain):
     (a partial of a SpeechBrain scheduler that takes ``num_training_steps``),
     ``number_of_epochs``, ``train_logger``, ``output_folder``,
     ``max_rejected``, ``probe_rows`` (rows of the validation set whose greedy
-    continuations are compared), and maybe ``lora``. Losses that learn are trained, and kept in
-    checkpoints, as the adapter is.
+    continuations are compared), and maybe ``lora``. Losses that learn are
+    trained, and kept in checkpoints, as the adapter is.
 
     Arguments
     ---------
