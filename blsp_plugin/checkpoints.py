@@ -16,6 +16,7 @@ import shutil
 import numpy
 import torch
 from safetensors.torch import load_file, save_file
+from speechbrain.nnet.adapters import LoRA
 from speechbrain.utils.checkpoints import (
     Checkpointer,
     mark_as_loader,
@@ -318,11 +319,13 @@ def _save_weights(weights, path):
 
 
 def _lora(model):
-    """What learns beside the adapter, by its name in the model."""
+    """LoRA's weights, by their names in the model."""
     return {
-        name: param
-        for name, param in model.named_parameters()
-        if param.requires_grad and not name.startswith("adapter.")
+        f"{place}.{name}": param
+        for place, module in model.named_modules()
+        if isinstance(module, LoRA)
+        for name, param in module.named_parameters()
+        if not name.startswith("pretrained_module.")
     }
 
 

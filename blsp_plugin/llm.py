@@ -77,8 +77,9 @@ class FrozenLLM(torch.nn.Module):
         the backward pass: less memory, a third more time.
     compile_layers : bool
         Compile the layers (`torch.compile`); takes minutes at first.
-    **kwargs : dict
-        Passed on to ``AutoModelForCausalLM.from_pretrained``.
+    options : dict, optional
+        Passed on to ``AutoModelForCausalLM.from_pretrained`` (``device_map``
+        for an LLM that does not fit one card, ``quantization_config``).
 
     Raises
     ------
@@ -94,7 +95,7 @@ class FrozenLLM(torch.nn.Module):
         prefix_reuse=True,
         gradient_checkpointing=False,
         compile_layers=False,
-        **kwargs,
+        options=None,
     ):
         super().__init__()
         self.source = os.fspath(source)
@@ -104,7 +105,7 @@ class FrozenLLM(torch.nn.Module):
             source,
             dtype=dtype,
             attn_implementation=attn_implementation,
-            **kwargs,
+            **(options or {}),
         )
         self.model.requires_grad_(False)
         self.eval()

@@ -8,6 +8,8 @@ import soundfile
 import torch
 from safetensors.torch import load_file
 
+from blsp_plugin.errors import BadInput
+from blsp_plugin.inference import SpeechLLM
 from tests.tiny import tiny_llm
 from tests.training import ROOT, run_recipe, write_continuations
 
@@ -72,30 +74,71 @@ def test_outputs_of_a_run(finished):
     assert all(isinstance(v, int | float) for v in numbers.values())
 
 
-def test_resume_is_exact(finished, tiny, tmp_path):
-    """12 steps == 5 + kill -9 in step 8 + 7, bit for bit."""
-    killing = tmp_path / "killing.yaml"
-    killing.write_text(
-        tiny.read_text() + "losses:\n"
-        "    - !new:tests.training.KillingLoss\n        calls: 8\n"
-    )
-    output = str(tmp_path / "killed")
-    arguments = {"output_folder": output, "ckpt_interval_minutes": 0}
+def resume(tiny, folder, ranks=1, losses=(), **options):
+    """5 steps, kill -9 in step 8, and the rest; as a run without a break."""
+    kill = ["!new:tests.training.KillingLoss\n        calls: 8", *losses]
+    kept = ["!new:blsp_plugin.losses.ResponseCrossEntropy", *losses]
+    runs = {}
+    for name, objects in (("killing", kill), ("kept", kept)):
+        runs[name] = folder / f"{name}.yaml"
+        lines = "".join(f"    - {item}\n" for item in objects)
+        runs[name].write_text(f"base: {tiny}\nlosses:\n{lines}")
+    output = str(folder / "killed")
+    arguments = {"ckpt_interval_minutes": 0, "ranks": ranks, **options}
     killed = run_recipe(
         "blsp/train.py",
-        killing,
+        runs["killing"],
         "--ckpt_interval_steps",
         "5",
         check=False,
+        output_folder=output,
         **arguments,
     )
-    assert killed.returncode == -9
+    assert killed.returncode == (-9 if ranks == 1 else 1), killed.stderr
     assert not os.path.exists(output + "/adapter")
-    again = run_recipe("blsp/train.py", tiny, **arguments)
+    again = run_recipe(
+        "blsp/train.py", runs["kept"], output_folder=output, **arguments
+    )
     assert "Loading a checkpoint" in again.stdout + again.stderr
+    return output, runs["kept"], arguments
+
+
+def test_resume_is_exact(finished, tiny, tmp_path):
+    """12 steps == 5 + kill -9 in step 8 + 7, bit for bit."""
+    output, _, _ = resume(tiny, tmp_path)
     assert metrics(output)["steps"] == 12
     assert_equal(weights(output), weights(finished[0]))
     assert metrics(output)["end.loss"] == metrics(finished[0])["end.loss"]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_resume_is_exact_with_every_switch(tiny, tmp_path, ranks):
+    """Caches, KL and hidden states, CTC, gradient checkpointing, two ranks."""
+    options = {
+        "encoder_cache": str(tmp_path / "cache"),
+        "teacher_cache": str(tmp_path / "cache"),
+        "gradient_checkpointing": True,
+        "number_of_epochs": 2,
+    }
+    losses = [
+        "!new:blsp_plugin.losses.ResponseKL",
+        "!new:blsp_plugin.losses.HiddenL2",
+        "!new:blsp_plugin.losses.InputCTC\n"
+        "        embedding_size: !ref <llm_model.hidden_size>\n"
+        "        weight: 0.1",
+    ]
+    output, preset, arguments = resume(tiny, tmp_path, ranks, losses, **options)
+    whole = str(tmp_path / "whole")
+    run_recipe("blsp/train.py", preset, output_folder=whole, **arguments)
+    assert metrics(output)["steps"] == metrics(whole)["steps"]
+    assert_equal(weights(output), weights(whole))
+    for name in ("end.loss", "end.kl", "end.greedy_match"):
+        assert metrics(output)[name] == metrics(whole)[name]
+    with (
+        open(output + "/probes.jsonl") as one,
+        open(whole + "/probes.jsonl") as two,
+    ):
+        assert one.read() == two.read()
 
 
 def test_checkpoint_is_small_and_refuses_other_base(finished, tiny, tmp_path):
@@ -143,6 +186,118 @@ def test_loss_normalisation_across_ranks(tiny, tmp_path):
         for key in ("start.loss", "end.loss", "end.agreement"):
             close = pytest.approx(start[key], rel=1e-6)
             assert metrics(tmp_path / name)[key] == close
+
+
+def test_accumulation_by_tokens(tiny, tmp_path):
+    """Batches of 5, 5 and 2 rows in a step == one batch: no mean of means."""
+    sgd = tmp_path / "sgd.yaml"
+    sgd.write_text(
+        f"base: {tiny}\nopt_class: !name:torch.optim.SGD\n    lr: 0.01\n"
+    )
+    runs = {
+        "parts": {"grad_accumulation_factor": 3, "max_batch_rows": 5},
+        "whole": {"max_batch_rows": 12},
+    }
+    for name, options in runs.items():
+        run_recipe(
+            "blsp/train.py", sgd, output_folder=str(tmp_path / name), **options
+        )
+        assert metrics(tmp_path / name)["steps"] == 1
+    whole = weights(tmp_path / "whole")
+    assert_equal(weights(tmp_path / "parts"), whole, 1e-6)
+    losses = [metrics(tmp_path / name)["train.loss"] for name in runs]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_sharded_validation_equals_single(tiny, tmp_path):
+    """Every number of a validation, its greedy continuations included."""
+    options = {"number_of_epochs": 1, "max_batch_rows": 12}
+    options["valid_batch_tokens"] = 100
+    kept = {}
+    for ranks in (1, 2):
+        output = tmp_path / str(ranks)
+        run_recipe(
+            "blsp/train.py",
+            tiny,
+            output_folder=str(output),
+            ranks=ranks,
+            **options,
+        )
+        with open(output / "start.json", encoding="utf-8") as stream:
+            kept[ranks] = json.load(stream)
+        with open(output / "probes.jsonl", encoding="utf-8") as stream:
+            kept[ranks].update(json.loads(next(stream)))
+    assert kept[1].keys() == kept[2].keys()
+    assert kept[1].pop("behaviour") == kept[2].pop("behaviour") == "all"
+    for name, value in kept[1].items():
+        assert kept[2][name] == pytest.approx(value, rel=1e-6), name
+    assert {"kl", "agreement", "greedy_match", "tokens"} <= set(kept[1])
+
+
+def test_nonfinite_batch_is_named(tiny, tmp_path):
+    """Rows are named and saved; the run goes on, or stops, as configured."""
+    breaking = tmp_path / "breaking.yaml"
+    breaking.write_text(
+        f"base: {tiny}\nlosses:\n"
+        "    - !new:tests.training.BreakingLoss\n        call: 4\n"
+    )
+    output = str(tmp_path / "went_on")
+    done = run_recipe("blsp/train.py", breaking, output_folder=output)
+    [name] = os.listdir(output + "/nonfinite")
+    saved = torch.load(f"{output}/nonfinite/{name}", weights_only=False)
+    assert saved["loss"] != saved["loss"] and saved["ids"]
+    said = f"The loss is nan on the rows {', '.join(saved['ids'])}"
+    assert said in done.stdout + done.stderr
+    assert metrics(output)["steps"] == 11
+    for tensor in weights(output).values():
+        assert torch.isfinite(tensor).all()
+    stopped = run_recipe(
+        "blsp/train.py",
+        breaking,
+        "--nonfinite_patience",
+        "0",
+        check=False,
+        output_folder=str(tmp_path / "stopped"),
+    )
+    assert stopped.returncode == 2
+    last = stopped.stderr.splitlines()[-1]
+    assert "nonfinite_patience" in last and saved["ids"][0] in last
+
+
+@pytest.mark.parametrize("where", ["llm_model", "speech_encoder"])
+def test_lora_checkpoint_is_small(tiny, tmp_path, where):
+    """LoRA learns and is kept; the model under it is neither."""
+    preset = tmp_path / "lora.yaml"
+    preset.write_text(
+        f"base: {tiny}\n"
+        "lora: !new:speechbrain.nnet.adapters.AdaptedModel\n"
+        f"    model_to_adapt: !ref <{where}>\n"
+        "    adapter_class: !name:speechbrain.nnet.adapters.LoRA\n"
+        '    target_layers: ["*.q_proj", "*.v_proj"]\n'
+        "    adapter_kwargs:\n        rank: 2\n"
+        "losses:\n    - !new:blsp_plugin.losses.ResponseKL\n"
+    )
+    output = str(tmp_path / "out")
+    run_recipe("blsp/train.py", preset, output_folder=output)
+    numbers = metrics(output)
+    size = 3 * 4 * numbers["trainable_parameters"]
+    assert numbers["checkpoint_bytes"] < size + 80_000
+    lora = load_file(os.path.join(output, "adapter", "lora.safetensors"))
+    assert lora and all("adapter_" in name for name in lora)
+    ups = [w for name, w in lora.items() if "adapter_up_proj" in name]
+    assert all(weight.abs().sum() > 0 for weight in ups)  # they start at zero
+    # What the LLM makes of text is what it made of it before.
+    assert numbers["end.text_loss"] == numbers["start.text_loss"]
+    # It comes back with the adapter, and is not forgotten without notice.
+    clip = torch.randn(8000, generator=torch.Generator().manual_seed(0))
+    speech_llm = SpeechLLM.from_hparams(os.path.join(output, "adapter"))
+    state = dict(speech_llm.model.named_parameters())
+    for name, weight in lora.items():
+        assert torch.equal(state[name], weight)
+    assert isinstance(speech_llm.answer(clip, "Go on."), str)
+    os.remove(os.path.join(output, "adapter", "lora.safetensors"))
+    with pytest.raises(BadInput, match="lora.safetensors: no such file"):
+        SpeechLLM.from_hparams(os.path.join(output, "adapter"))
 
 
 def test_windows_are_full(tiny, tmp_path):

@@ -32,6 +32,23 @@ class KillingLoss(ResponseCrossEntropy):
         return super().__call__(hidden, *others)
 
 
+class BreakingLoss(ResponseCrossEntropy):
+    """The real loss, but not a number on a given call in training."""
+
+    def __init__(self, call):
+        super().__init__()
+        self.calls = call
+
+    def __call__(self, hidden, *others):
+        """Count down in training only."""
+        loss = super().__call__(hidden, *others)
+        if hidden.requires_grad:
+            self.calls -= 1
+            if self.calls == 0:
+                return loss * float("nan")
+        return loss
+
+
 def write_continuations(corpus, llm_folder, folder, response_tokens=8):
     """Parquet files as stage 1 writes them, with made-up responses."""
     tokenizer = load_tokenizer(llm_folder)
