@@ -35,6 +35,14 @@ warmup_steps: 2
     return preset
 
 
+@pytest.fixture(scope="module")
+def own(tiny):
+    """Validates on what it trains on: 12 steps show on nothing else."""
+    preset = tiny.with_name("own.yaml")
+    preset.write_text(tiny.read_text() + "valid_data: !ref <train_data>\n")
+    return preset
+
+
 def weights(output):
     return load_file(os.path.join(output, "adapter", "adapter.safetensors"))
 
@@ -51,10 +59,10 @@ def assert_equal(one, two, tolerance=0.0):
 
 
 @pytest.fixture(scope="module")
-def finished(tiny, tmp_path_factory):
+def finished(own, tmp_path_factory):
     """One undisturbed run of 12 steps."""
     output = str(tmp_path_factory.mktemp("finished"))
-    done = run_recipe("blsp/train.py", tiny, output_folder=output)
+    done = run_recipe("blsp/train.py", own, output_folder=output)
     return output, done
 
 
@@ -71,11 +79,11 @@ def test_outputs_of_a_run(finished):
     assert all(isinstance(v, int | float) for v in numbers.values())
 
 
-def test_resume_is_exact(finished, tiny, tmp_path):
+def test_resume_is_exact(finished, own, tmp_path):
     """12 steps == 5 + kill -9 in step 8 + 7, bit for bit."""
     killing = tmp_path / "killing.yaml"
     killing.write_text(
-        tiny.read_text() + "losses:\n"
+        own.read_text() + "losses:\n"
         "    - !new:tests.training.KillingLoss\n        calls: 8\n"
     )
     output = str(tmp_path / "killed")
@@ -90,7 +98,7 @@ def test_resume_is_exact(finished, tiny, tmp_path):
     )
     assert killed.returncode == -9
     assert not os.path.exists(output + "/adapter")
-    again = run_recipe("blsp/train.py", tiny, **arguments)
+    again = run_recipe("blsp/train.py", own, **arguments)
     assert "Loading a checkpoint" in again.stdout + again.stderr
     assert metrics(output)["steps"] == 12
     assert_equal(weights(output), weights(finished[0]))
