@@ -31,6 +31,7 @@ DEMO = [
     "av",  # decodes the starter corpus
 ]
 SERVER = ["openai"]  # the client of stage 1's server engine
+PLOTS = ["matplotlib"]  # draws probes.svg
 DEV = [
     "transformers[serving]",  # a real server for the tests
     "pytest",
@@ -63,6 +64,12 @@ setup(
         "soundfile",
         "whisper-normalizer",
         "py3langid>=0.4",
+        "filelock",  # as torch and datasets use it
     ],
-    extras_require={"demo": DEMO, "server": SERVER, "dev": DEV + DEMO + SERVER},
+    extras_require={
+        "demo": DEMO,
+        "server": SERVER,
+        "plots": PLOTS,
+        "dev": DEV + DEMO + SERVER + PLOTS,
+    },
 )

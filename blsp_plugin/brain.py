@@ -192,7 +192,7 @@ class AlignmentBrain(sb.Brain):
         Predictions
         """
         batch = batch.to(self.device)
-        tokens = batch.packed.slot_mask.sum(1)
+        tokens = batch.packed.speech_tokens
         if batch.states is None:
             speech = self.model.embed_speech(
                 batch.mel, batch.mel_lengths, tokens

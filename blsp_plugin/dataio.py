@@ -65,16 +65,19 @@ def training_data(hparams, brain):
         "max_frames": None if encoded else hparams["max_batch_frames"],
     }
     data = {}
-    for split in ("train", "valid"):
+    for split, path, budget in (
+        ("train", hparams["train_data"], hparams["max_batch_tokens"]),
+        ("valid", hparams["valid_data"], hparams["valid_batch_tokens"]),
+    ):
         training = split == "train"
         table = open_continuations(
-            hparams[f"{split}_data"],
+            path,
             os.path.join(hparams["output_folder"], "arrow"),
             brain.noprogressbar,
         )
         lengths = row_lengths(table, prompt, model.speech_tokens)
-        share = llm.can_share_prefix(int(lengths.max()))
-        budget = hparams[f"{'max' if training else 'valid'}_batch_tokens"]
+        join = training and hparams["join_rows"]
+        share = not join and llm.can_share_prefix(int(lengths.max()))
         filling = {
             "workers": hparams["num_workers"],
             "quiet": brain.noprogressbar,
@@ -113,6 +116,7 @@ def training_data(hparams, brain):
             llm.tokenizer.pad_token_id,
             llm.eos_id,
             share_prefix=share,
+            join=join,
             encoded=encoded,
         )
         options = {

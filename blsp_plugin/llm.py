@@ -99,6 +99,7 @@ class FrozenLLM(torch.nn.Module):
     ):
         super().__init__()
         self.source = os.fspath(source)
+        self._placed = "device_map" in (options or {})  # where they stay
         if isinstance(dtype, str):
             dtype = getattr(torch, dtype)
         self.tokenizer, self.model = self.open_models(
@@ -137,8 +138,10 @@ class FrozenLLM(torch.nn.Module):
             # Layers differ in their number only: one compilation does for all.
             torch._dynamo.config.allow_unspec_int_on_nn_module = True
             for number, layer in enumerate(_layers(self.model)):
-                forward = torch.compile(layer.forward, dynamic=True)
-                layer.forward = partial(_from_own_start, forward, number)
+                compiled = torch.compile(layer.forward)
+                layer.forward = partial(
+                    _compiled, layer.forward, compiled, number
+                )
         # Taken now: LoRA would change the names of the weights.
         self._fingerprint = fingerprint_module(self.model)
 
@@ -164,6 +167,8 @@ class FrozenLLM(torch.nn.Module):
     def _apply(self, *args, **kwargs):
         """Move the weights; what was made of prefixes stays behind."""
         self.prefixes.clear()
+        if self._placed:
+            return self
         return super()._apply(*args, **kwargs)
 
     def train(self, mode=True):
@@ -265,8 +270,9 @@ class FrozenLLM(torch.nn.Module):
         ---------
         inputs_embeds : torch.Tensor
             Shape (batch, time, hidden_size), any float dtype.
-        attention_mask : torch.Tensor
-            Shape (batch, time), 1 on valid tokens.
+        attention_mask : torch.Tensor or None
+            Shape (batch, time), 1 on valid tokens. None: all are valid, and a
+            row starts wherever the positions start again (batch is 1).
         position_ids : torch.Tensor
             Shape (batch, time), 0..n-1 over the valid tokens; they count the
             prefix.
@@ -391,11 +397,17 @@ def _layers(model):
     return layers
 
 
-def _from_own_start(forward, number, *args, past_key_values=None, **kwargs):
-    """Give a compiled layer its own keys and values, not those of all."""
-    if past_key_values is not None:
-        past_key_values = past_key_values.layers[number]
-    return forward(*args, past_key_values=past_key_values, **kwargs)
+def _compiled(forward, compiled, number, *args, **kwargs):
+    """Run a compiled layer in training, and the layer itself elsewhere.
+
+    The compiled one gets its own keys and values instead of those of all
+    layers. Decoding, whose shapes change with each token, is not compiled.
+    """
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    if kwargs.get("past_key_values") is not None:
+        kwargs["past_key_values"] = kwargs["past_key_values"].layers[number]
+    return compiled(*args, **kwargs)
 
 
 def _checkpointed(forward, *args, **kwargs):

@@ -180,7 +180,8 @@ class BLSP(torch.nn.Module):
         """
         hidden = self.llm.hidden(
             self.inputs_embeds(packed, speech),
-            packed.attention_mask,
+            # Joined rows are told apart by their positions.
+            None if packed.joined else packed.attention_mask,
             packed.position_ids,
             packed.prefixes,
         )

@@ -76,6 +76,9 @@ class Packed(NamedTuple):
     prefixes : tuple of tuple of int, optional
         Each row's prefix, where it is not in the tensors: the LLM starts from
         its keys and values, and positions count it.
+    joined : bool
+        All rows are one sequence, without padding (batch is 1): each starts
+        where the positions start again, and sees itself only.
     """
 
     input_ids: torch.Tensor
@@ -84,19 +87,32 @@ class Packed(NamedTuple):
     labels: torch.Tensor
     slot_mask: torch.Tensor
     prefixes: tuple = None
+    joined: bool = False
 
     @property
     def response_tokens(self):
-        """Targets of each row, EOS included; shape (batch,), int64."""
-        return (self.labels != IGNORE).sum(1)
+        """Targets of each row, EOS included; shape (rows,), int64."""
+        return self._by_row(self.labels != IGNORE)
+
+    @property
+    def speech_tokens(self):
+        """Speech tokens of each row; shape (rows,), int64."""
+        return self._by_row(self.slot_mask)
+
+    def _by_row(self, mask):
+        if not self.joined:
+            return mask.sum(1)
+        row = (self.position_ids[0] == 0).cumsum(0) - 1
+        counts = row.new_zeros(int(row[-1]) + 1)
+        return counts.index_add(0, row, mask[0].to(row))
 
     def to(self, device):
         """The same batch on another device."""
-        tensors = (tensor.to(device) for tensor in self[:-1])
-        return Packed(*tensors, self.prefixes)
+        tensors = (tensor.to(device) for tensor in self[:5])
+        return Packed(*tensors, *self[5:])
 
 
-def pack(rows, pad_id, eos_id, side="right", share_prefix=False):
+def pack(rows, pad_id, eos_id, side="right", share_prefix=False, join=False):
     """Turn rows into one padded batch.
 
     Arguments
@@ -111,11 +127,14 @@ def pack(rows, pad_id, eos_id, side="right", share_prefix=False):
         Where the padding stands: "right" (training) or "left" (generation).
     share_prefix : bool
         Leave the prefixes out of the tensors.
+    join : bool
+        Make one sequence of the rows, one after the other, instead of padding
+        them; not together with ``share_prefix``.
 
     Returns
     -------
     Packed
-        Shapes (batch, longest row).
+        Shapes (batch, longest row), or (1, all tokens).
 
     Example
     -------
@@ -128,6 +147,12 @@ def pack(rows, pad_id, eos_id, side="right", share_prefix=False):
     """
     if side not in ("left", "right"):
         raise ValueError(f"side must be 'left' or 'right', not {side!r}")
+    if join:
+        if share_prefix:
+            raise ValueError("joined rows have no shared prefix")
+        parts = [pack([row], pad_id, eos_id) for row in rows]
+        tensors = zip(*(part[:5] for part in parts), strict=True)
+        return Packed(*(torch.cat(t, dim=1) for t in tensors), joined=True)
     prefixes = None
     if share_prefix:
         prefixes = tuple(tuple(row.prefix) for row in rows)
@@ -168,7 +193,7 @@ def scatter_speech(embeds, slot_mask, speech, lengths):
     embeds : torch.Tensor
         Token embeddings, shape (batch, time, hidden).
     slot_mask : torch.Tensor
-        Shape (batch, time), bool.
+        Shape (batch, time), bool; or (1, time) of joined rows.
     speech : torch.Tensor
         Shape (batch, longest, hidden), padded at the end.
     lengths : torch.Tensor
@@ -185,7 +210,11 @@ def scatter_speech(embeds, slot_mask, speech, lengths):
         If a row has not as many slots as speech tokens.
     """
     slots = slot_mask.sum(1)
-    if not torch.equal(slots, lengths.to(slots)):
+    joined = len(slots) != len(lengths)
+    if not torch.equal(
+        slots.sum() if joined else slots,
+        (lengths.sum() if joined else lengths).to(slots),
+    ):
         raise ValueError(
             f"slots {slots.tolist()} do not match the speech tokens "
             f"{lengths.tolist()}"

@@ -120,7 +120,7 @@ def test_lengths_are_those_of_the_packed_rows(
     ]
     lengths = row_lengths(table, prompt, model.speech_tokens)
     assert lengths.tolist() == expected
-    assert row_frames(table).tolist() == [len(e.mel) for e in examples]
+    assert row_frames(table).tolist() == [len(e.features) for e in examples]
     # Of any part of the table, in its order.
     some = table.select([5, 2, 7])
     lengths = row_lengths(some, prompt, model.speech_tokens)

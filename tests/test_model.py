@@ -223,6 +223,30 @@ def test_prefix_reuse_is_exact(
         assert texts == model.generate(asked, speech, max_new_tokens=9)
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_joined_rows_equal_padded_rows(model, prompt, llm_folder, attention):
+    """One sequence of all rows: none sees another."""
+    model.llm = FrozenLLM(llm_folder, attn_implementation=attention)
+    wavs = make_wavs(SECONDS)
+    rows = speech_rows(model, prompt, wavs)
+    made = []
+    for join in (False, True):
+        mel, lengths, packed = batch(model, wavs, rows, join=join)
+        assert packed.response_tokens.tolist() == [
+            len(row.response) + row.ended for row in rows
+        ]
+        assert packed.speech_tokens.tolist() == [row.slot for row in rows]
+        model.adapter.zero_grad()
+        states = model(packed, model.embed_speech(mel, lengths))
+        losses = [ResponseCrossEntropy()]
+        response_loss(losses, states, None, model.llm).backward()
+        grads = [p.grad.clone() for p in model.adapter.parameters()]
+        made.append((states.hidden, states.targets, *grads))
+    assert packed.input_ids.shape == (1, sum(row.length for row in rows))
+    for one, two in zip(*made, strict=True):
+        assert (one - two).abs().max() < 1e-5 * one.abs().max().clamp(1)
+
+
 def test_generation_tells_ended_from_cut(model, prompt):
     wavs = make_wavs([0.5] * 8)
     answers = model.answer(

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from blsp_plugin.errors import BadInput
 from blsp_plugin.inference import SpeechLLM
-from tests.tiny import tiny_llm
+from tests.tiny import tiny_llm, tiny_whisper
 from tests.training import ROOT, run_recipe, write_continuations
 
 
@@ -298,6 +298,40 @@ def test_lora_checkpoint_is_small(tiny, tmp_path, where):
     os.remove(os.path.join(output, "adapter", "lora.safetensors"))
     with pytest.raises(BadInput, match="lora.safetensors: no such file"):
         SpeechLLM.from_hparams(os.path.join(output, "adapter"))
+
+
+def test_any_pair_and_adapter_by_keys(
+    tiny, tmp_path, sentencepiece_folder, corpus
+):
+    """128 mels, another tokenizer family, another adapter, joined rows."""
+    data = write_continuations(
+        corpus, sentencepiece_folder, str(tmp_path / "data")
+    )
+    preset = tmp_path / "pair.yaml"
+    preset.write_text(
+        f"base: {tiny}\n"
+        f"continuations: {data}\n"
+        "valid_data: !ref <train_data>\n"
+        f"whisper: {tiny_whisper(tmp_path / 'whisper', n_mels=128)}\n"
+        f"llm: {sentencepiece_folder}\n"
+        "adapter: !new:blsp_plugin.adapters.CFormerAdapter\n"
+        "    input_size: !ref <speech_encoder.output_size>\n"
+        "    output_size: !ref <llm_model.hidden_size>\n"
+        "    gain: !ref <llm_model.embedding_rms>\n"
+        "    layers: [1, 1]\n    heads: 4\n"
+        "losses:\n"
+        "    - !new:blsp_plugin.losses.ResponseCrossEntropy\n"
+        "    - !new:blsp_plugin.losses.CIFQuantity\n"
+    )
+    runs = {}
+    for join in (False, True):
+        output = str(tmp_path / str(join))
+        options = {"join_rows": join, "max_batch_rows": 4}
+        run_recipe("blsp/train.py", preset, output_folder=output, **options)
+        runs[join] = metrics(output)
+    assert runs[True]["end.loss"] < runs[True]["start.loss"]
+    for name in ("train.loss", "end.loss", "end.kl"):
+        assert runs[True][name] == pytest.approx(runs[False][name], rel=1e-4)
 
 
 def test_windows_are_full(tiny, tmp_path):

@@ -437,17 +437,26 @@ class Collate:
         Where the padding stands, "right" for training.
     share_prefix : bool
         Leave the prefixes out of the tensors: see `pack`.
+    join : bool
+        Make one sequence of the rows: see `pack`. Twins are padded as ever.
     encoded : bool
         The clips come as encoder states, from a cache.
     """
 
     def __init__(
-        self, pad_id, eos_id, side="right", share_prefix=False, encoded=False
+        self,
+        pad_id,
+        eos_id,
+        side="right",
+        share_prefix=False,
+        join=False,
+        encoded=False,
     ):
         self.pad_id = pad_id
         self.eos_id = eos_id
         self.side = side
         self.share_prefix = share_prefix
+        self.join = join
         self.encoded = encoded
 
     def __call__(self, items):
@@ -475,7 +484,7 @@ class Collate:
         samples = [example.samples for example in examples]
         batch = SpeechBatch(
             ids=[example.id for example in examples],
-            packed=self._pack(rows),
+            packed=self._pack(rows, self.share_prefix, self.join),
             rows=rows,
             kinds=[example.kind for example in examples],
             seconds=sum(samples) / SAMPLE_RATE,
@@ -490,7 +499,7 @@ class Collate:
             batch = batch._replace(mel=features, mel_lengths=lengths)
         if None not in twins:
             batch = batch._replace(
-                twin=self._pack(twins),
+                twin=self._pack(twins, self.share_prefix),
                 transcripts=[list(twin.slot) for twin in twins],
             )
         if examples[0].teacher is not None:
@@ -499,7 +508,5 @@ class Collate:
             batch = batch._replace(teacher=type(parts[0])(*tensors))
         return batch
 
-    def _pack(self, rows):
-        return pack(
-            rows, self.pad_id, self.eos_id, self.side, self.share_prefix
-        )
+    def _pack(self, rows, *how):
+        return pack(rows, self.pad_id, self.eos_id, self.side, *how)
