@@ -9,6 +9,8 @@ Authors
  * The blsp_plugin team 2026
 """
 
+import os
+
 import torch
 from speechbrain.utils.distributed import ddp_barrier
 from speechbrain.utils.logger import get_logger
@@ -26,9 +28,11 @@ from blsp_plugin.data.dataset import (
 from blsp_plugin.data.sampler import TokenBudgetSampler
 from blsp_plugin.distributed import ranks
 from blsp_plugin.errors import BadInput
+from blsp_plugin.files import write_json
 from blsp_plugin.lengths import encoder_frames, mel_frames
 from blsp_plugin.losses import TeacherStates, TeacherTopK
 from blsp_plugin.packing import Row, pack
+from blsp_plugin.pretrained import fingerprint_text
 
 __all__ = ["EncoderStates", "TeacherTargets"]
 
@@ -44,12 +48,28 @@ class _Cached:
 
     def __init__(self, folder, configuration):
         self.cache = ArrayCache(folder, configuration)
+        self._expected = 0.0  # bytes, of all tables that are filled
 
-    def _fill(self, items, sizes, budget, compute, bytes_each, workers, quiet):
-        """Compute what is missing.
+    def _mark(self, table):
+        """File that says that a table has been gone through."""
+        twin = table.cache_files[0]["filename"] if table.cache_files else ""
+        twin = os.path.basename(twin)
+        name = f"{fingerprint_text(twin, str(len(table)))}.filled"
+        return os.path.join(self.cache.folder, name)
+
+    def _fill(
+        self, table, items, sizes, budget, compute, bytes_each, workers, quiet
+    ):
+        """Compute what is missing, once for a table.
+
+        Looking for what is missing reads every clip, which takes hours where
+        there are millions: a table is gone through once. Its Arrow twin has
+        another name when the table has changed.
 
         Arguments
         ---------
+        table : datasets.Dataset
+            From `open_continuations`.
         items : torch.utils.data.Dataset
             Gives (key, input), input None where nothing is to be done.
         sizes : numpy.ndarray
@@ -66,7 +86,10 @@ class _Cached:
             Without a progress bar.
         """
         rank, world_size = ranks()
-        wanted = int(bytes_each.sum()) - self.cache.bytes
+        self._expected += float(bytes_each.sum())
+        if os.path.exists(self._mark(table)):
+            return
+        wanted = int(self._expected - self.cache.bytes)
         if rank == 0 and wanted > 0:
             logger.info(
                 "%s: up to %.2f GB in %s",
@@ -107,6 +130,8 @@ class _Cached:
                     waiting = 0
         ddp_barrier()
         self.cache.refresh()
+        if rank == 0:
+            write_json({"rows": len(table)}, self._mark(table))
 
 
 class EncoderStates(_Cached):
@@ -162,7 +187,7 @@ class EncoderStates(_Cached):
             raise BadInput(
                 f"{wav}: no encoder states in {self.cache.folder}; the clip "
                 "could not be read when they were computed, or has changed "
-                "since; run the same command again"
+                "since; delete *.filled there and run the same command again"
             )
         entry = self.cache[key]
         return entry["states"], int(entry["samples"])
@@ -201,7 +226,7 @@ class EncoderStates(_Cached):
         frames = row_frames(table)
         sizes = 2.0 * encoder.output_size * encoder_frames(frames)
         items = _Clips(table, MelFeatures(encoder.mel), self.cache)
-        self._fill(items, frames, budget, compute, sizes, workers, quiet)
+        self._fill(table, items, frames, budget, compute, sizes, workers, quiet)
 
 
 class _Clips(torch.utils.data.Dataset):
@@ -273,8 +298,8 @@ class TeacherTargets(_Cached):
         key = _twin_key(twin)
         if key not in self.cache:
             raise BadInput(
-                f"no teacher targets of a row in {self.cache.folder}; run the "
-                "same command again"
+                f"no teacher targets of a row in {self.cache.folder}; delete "
+                "*.filled there and run the same command again"
             )
         entry = self.cache[key]
         kind = TeacherTopK if self.top_k else TeacherStates
@@ -319,6 +344,7 @@ class TeacherTargets(_Cached):
         each = 6.0 * self.top_k if self.top_k else 2.0 * llm.hidden_size
         items = _Twins(table, prompt, self.cache)
         self._fill(
+            table,
             items,
             lengths,
             budget,
