@@ -12,9 +12,9 @@ from blsp_plugin.data.audio import read_speech
 from blsp_plugin.encoder import WhisperEncoder
 from blsp_plugin.errors import BadInput
 from blsp_plugin.llm import FrozenLLM
-from blsp_plugin.losses import ResponseCrossEntropy
+from blsp_plugin.losses import ResponseCrossEntropy, response_loss
 from blsp_plugin.model import BLSP, SpeechEmbeddings
-from blsp_plugin.packing import Row, pack
+from blsp_plugin.packing import Row, pack, predictors
 from blsp_plugin.prompts import Prompt
 
 REPEAT = "Please repeat the following words."
@@ -70,20 +70,22 @@ def test_overfit_eight_clips(pair, clips):
         Row(prefix, model.speech_tokens(len(w)), suffix, tuple(r.ids), r.ended)
         for w, r in zip(wavs, responses, strict=True)
     ]
-    packed = pack(rows, model.llm.tokenizer.pad_token_id, model.llm.eos_id)
+    llm = model.llm
+    pad_id = llm.tokenizer.pad_token_id
+    packed = pack(rows, pad_id, llm.eos_id, share_prefix=True)
     # The encoder is frozen: its states are the same in every step.
     mels = [model.encoder.mel(wav) for wav in wavs]
     mel = torch.nn.utils.rnn.pad_sequence(mels, batch_first=True)
     states = model.encoder(mel, torch.tensor([len(m) for m in mels]))
     optimizer = torch.optim.AdamW(model.adapter.parameters(), lr=1e-3)
-    loss_of = ResponseCrossEntropy()
+    objectives = [ResponseCrossEntropy()]
     losses = []
     for step in range(150):
         for group in optimizer.param_groups:
             group["lr"] = 2e-3 * min(1.0, (step + 1) / 10)
         speech = SpeechEmbeddings(*model.adapter(*states))
-        hidden, targets = model(packed, speech)
-        loss = loss_of(hidden, targets, model.llm) / len(targets)
+        out = model(packed, speech)
+        loss = response_loss(objectives, out, None, llm) / len(out.targets)
         losses.append(loss.item())
         if losses[-1] < 0.05:
             break
@@ -97,6 +99,31 @@ def test_overfit_eight_clips(pair, clips):
         a.text == r.text for a, r in zip(answers, responses, strict=True)
     )
     assert same >= 7
+
+
+def test_prefix_reuse_with_windows_of_attention(kit):
+    """Gemma-3: exact within its window, left out where a row outgrows it."""
+    llm = FrozenLLM(starter.gemma3())
+    window = llm.model.config.get_text_config().sliding_window
+    assert llm.can_share_prefix(window)
+    assert not llm.can_share_prefix(window + 1)
+    rows = [
+        Row(range(5, 40), (7, 8, 9), (10,), (11, 12), True),
+        Row(range(5, 20), range(50, 60), (10,), (13,), False),
+    ]
+    made = []
+    for share in (False, True):
+        packed = pack(rows, 0, llm.eos_id, share_prefix=share)
+        mask, _ = predictors(packed.labels)
+        with torch.no_grad():
+            hidden = llm.hidden(
+                llm.embed(packed.input_ids),
+                packed.attention_mask,
+                packed.position_ids,
+                packed.prefixes,
+            )
+        made.append(hidden[mask])
+    assert (made[0] - made[1]).abs().max() < 1e-4 * made[0].abs().max()
 
 
 def test_text_twin_behaves_as_the_llm_does(pair):
