@@ -393,10 +393,12 @@ def _run(layers, hidden, keep):
     angles = steps * (10000.0**-rates)
     positions = torch.cat([angles.sin(), angles.cos()], dim=1)[:, :width]
     hidden = hidden + positions.to(hidden.dtype)
-    # As a float mask: a boolean one would take torch's fast path in
-    # evaluation, whose nested tensors round otherwise.
-    mask = torch.zeros_like(keep, dtype=hidden.dtype)
-    mask = mask.masked_fill(~keep, torch.finfo(hidden.dtype).min)
-    for layer in layers:
-        hidden = layer(hidden, src_key_padding_mask=mask)
+    # torch's fused kernels of evaluation are not those of training.
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        for layer in layers:
+            hidden = layer(hidden, src_key_padding_mask=~keep)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
     return hidden

@@ -26,10 +26,15 @@ from blsp_plugin.data.dataset import (
     row_frames,
 )
 from blsp_plugin.data.sampler import TokenBudgetSampler
-from blsp_plugin.distributed import ranks
+from blsp_plugin.distributed import gather_objects, ranks
 from blsp_plugin.errors import BadInput
 from blsp_plugin.files import write_json
-from blsp_plugin.lengths import encoder_frames, mel_frames
+from blsp_plugin.lengths import (
+    CHUNK_MEL,
+    encoder_frames,
+    mel_frames,
+    stacked_frames,
+)
 from blsp_plugin.losses import TeacherStates, TeacherTopK
 from blsp_plugin.packing import Row, pack
 from blsp_plugin.pretrained import fingerprint_text
@@ -50,15 +55,15 @@ class _Cached:
         self.cache = ArrayCache(folder, configuration)
         self._expected = 0.0  # bytes, of all tables that are filled
 
-    def _mark(self, table):
+    def _mark(self, table, also=""):
         """File that says that a table has been gone through."""
         twin = table.cache_files[0]["filename"] if table.cache_files else ""
         twin = os.path.basename(twin)
-        name = f"{fingerprint_text(twin, str(len(table)))}.filled"
+        name = f"{fingerprint_text(twin, str(len(table)), also)}.filled"
         return os.path.join(self.cache.folder, name)
 
     def _fill(
-        self, table, items, sizes, budget, compute, bytes_each, workers, quiet
+        self, mark, items, sizes, budget, compute, bytes_each, workers, quiet
     ):
         """Compute what is missing, once for a table.
 
@@ -68,8 +73,8 @@ class _Cached:
 
         Arguments
         ---------
-        table : datasets.Dataset
-            From `open_continuations`.
+        mark : str
+            File that is there if the table has been gone through.
         items : torch.utils.data.Dataset
             Gives (key, input), input None where nothing is to be done.
         sizes : numpy.ndarray
@@ -87,7 +92,9 @@ class _Cached:
         """
         rank, world_size = ranks()
         self._expected += float(bytes_each.sum())
-        if os.path.exists(self._mark(table)):
+        # One answer for all ranks: what follows has barriers.
+        if gather_objects(os.path.exists(mark))[0]:
+            self.cache.refresh()
             return
         wanted = int(self._expected - self.cache.bytes)
         if rank == 0 and wanted > 0:
@@ -131,7 +138,8 @@ class _Cached:
         ddp_barrier()
         self.cache.refresh()
         if rank == 0:
-            write_json({"rows": len(table)}, self._mark(table))
+            write_json({"rows": len(sizes)}, mark)
+        ddp_barrier()
 
 
 class EncoderStates(_Cached):
@@ -225,8 +233,19 @@ class EncoderStates(_Cached):
 
         frames = row_frames(table)
         sizes = 2.0 * encoder.output_size * encoder_frames(frames)
+        if encoder.pad_to_30s:
+            frames = CHUNK_MEL * stacked_frames(frames, CHUNK_MEL)
         items = _Clips(table, MelFeatures(encoder.mel), self.cache)
-        self._fill(table, items, frames, budget, compute, sizes, workers, quiet)
+        self._fill(
+            self._mark(table),
+            items,
+            frames,
+            budget,
+            compute,
+            sizes,
+            workers,
+            quiet,
+        )
 
 
 class _Clips(torch.utils.data.Dataset):
@@ -344,7 +363,7 @@ class TeacherTargets(_Cached):
         each = 6.0 * self.top_k if self.top_k else 2.0 * llm.hidden_size
         items = _Twins(table, prompt, self.cache)
         self._fill(
-            table,
+            self._mark(table, prompt.fingerprint()),
             items,
             lengths,
             budget,

@@ -20,7 +20,7 @@ from blsp_plugin.data.dataset import (
 from blsp_plugin.data.sampler import TokenBudgetSampler
 from blsp_plugin.distributed import ranks
 from blsp_plugin.errors import BadInput
-from blsp_plugin.pretrained import learns
+from blsp_plugin.pretrained import has_lora
 
 __all__ = ["training_data"]
 
@@ -53,7 +53,7 @@ def training_data(hparams, brain):
     encoder, llm = model.encoder, model.llm
     features, encoded = MelFeatures(encoder.mel), False
     if hparams["encoder_cache"]:
-        if learns(encoder):
+        if has_lora(encoder):
             raise BadInput(
                 "encoder_cache: the encoder learns (LoRA), so its states "
                 "cannot be kept; leave encoder_cache or lora out"
@@ -131,14 +131,20 @@ def training_data(hparams, brain):
 
 def _teacher(hparams, brain):
     """The cache of what the LLM makes of the transcripts."""
-    top_k, temperature = hparams["teacher_top_k"], 1.0
+    top_k, temperatures = hparams["teacher_top_k"], set()
     for loss in brain.response_losses:
         if top_k and loss.teacher and not loss.takes_top_k:
             raise BadInput(
                 f"teacher_top_k: the loss {loss.name!r} needs the teacher's "
                 "hidden states; set teacher_top_k to 0"
             )
-        temperature = getattr(loss, "temperature", temperature)
+        if loss.teacher:
+            temperatures.add(getattr(loss, "temperature", 1.0))
+    if top_k and len(temperatures) > 1:
+        raise BadInput(
+            f"teacher_top_k: losses of the temperatures {sorted(temperatures)} "
+            "need a teacher each; give them one, or set teacher_top_k to 0"
+        )
     return TeacherTargets(
-        hparams["teacher_cache"], brain.model.llm, top_k, temperature
+        hparams["teacher_cache"], brain.model.llm, top_k, max(temperatures)
     )

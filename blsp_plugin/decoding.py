@@ -108,6 +108,13 @@ def decode(llm, inputs_embeds, attention_mask, prefixes, max_new_tokens):
     list of Generation
         One a prompt.
     """
+    with llm.running():
+        return _decode(
+            llm, inputs_embeds, attention_mask, prefixes, max_new_tokens
+        )
+
+
+def _decode(llm, inputs_embeds, attention_mask, prefixes, max_new_tokens):
     parts = [
         _read(
             llm,
@@ -248,10 +255,11 @@ def _stack(llm, parts, room):
 
 def _cut(llm, cache, rows, first, room):
     """Some rows of a cache, from one column on."""
-    layers = [
-        _Roomy(layer.keys[rows, :, first:], layer.values[rows, :, first:], room)
-        for layer in cache.layers
-    ]
+    layers = []
+    for layer in cache.layers:
+        here = rows.to(layer.keys.device)  # layers may be on several cards
+        keys, values = layer.keys[here], layer.values[here]
+        layers.append(_Roomy(keys[:, :, first:], values[:, :, first:], room))
     return _cache(llm, layers)
 
 
@@ -297,7 +305,7 @@ def _step(llm, embeds, mask, places, cache):
         past_key_values=cache,
         use_cache=True,
     ).last_hidden_state
-    return llm.project(hidden[:, -1])
+    return llm.project(hidden[:, -1]).to(embeds.device)
 
 
 def _text(llm, ids):

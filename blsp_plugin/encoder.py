@@ -26,7 +26,7 @@ from blsp_plugin.lengths import (
 from blsp_plugin.pretrained import (
     fingerprint_module,
     fingerprint_text,
-    learns,
+    has_lora,
     open_pretrained,
     own_dtype,
 )
@@ -187,7 +187,7 @@ class WhisperEncoder(torch.nn.Module):
         lengths : torch.Tensor
             Shape (batch,), int64, encoder frames (50 a second).
         """
-        grad = torch.is_grad_enabled() and learns(self)
+        grad = torch.is_grad_enabled() and has_lora(self)
         context = own_dtype(self, mel.device, self.dtype)
         with torch.set_grad_enabled(grad), context:
             return self._forward(mel, mel_lengths)

@@ -4,13 +4,14 @@ Authors
  * The blsp_plugin team 2026
 """
 
+import json
 import os
 
 import torch
 from speechbrain.inference.interfaces import Pretrained
 from speechbrain.utils.fetching import fetch
 
-from blsp_plugin.checkpoints import ADAPTER_FILES, load_adapter
+from blsp_plugin.checkpoints import ADAPTER_FILES, LORA_FILE, load_adapter
 from blsp_plugin.data.audio import read_speech
 from blsp_plugin.errors import BadInput
 from blsp_plugin.model import BLSP
@@ -81,6 +82,9 @@ class SpeechLLM(Pretrained):
         else:
             files = [fetch(n, source, savedir=savedir) for n in ADAPTER_FILES]
             folder = os.path.dirname(files[0])
+            with open(files[0], encoding="utf-8") as stream:
+                if json.load(stream).get("lora"):
+                    fetch(LORA_FILE, source, savedir=savedir)
         speech_llm = super().from_hparams(
             source, hparams_file, savedir=savedir, **kwargs
         )

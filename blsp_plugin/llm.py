@@ -22,7 +22,7 @@ from blsp_plugin.errors import BadInput
 from blsp_plugin.prefix import PrefixCache, can_share_prefix
 from blsp_plugin.pretrained import (
     fingerprint_module,
-    learns,
+    has_lora,
     open_pretrained,
     own_dtype,
 )
@@ -108,6 +108,12 @@ class FrozenLLM(torch.nn.Module):
             attn_implementation=attn_implementation,
             **(options or {}),
         )
+        if any(param.is_meta for param in self.model.parameters()):
+            raise BadInput(
+                f"{source}: `device_map` has put some layers on the disk or "
+                "into the CPU's memory, where no gradient comes from; give "
+                "more cards, or 4-bit weights"
+            )
         self.model.requires_grad_(False)
         self.eval()
         # Generation projects the last state of each row, a strided view. On
@@ -231,7 +237,7 @@ class FrozenLLM(torch.nn.Module):
             False too if ``prefix_reuse`` is off, or LoRA is on: then what the
             LLM makes of a prefix changes, and has a gradient.
         """
-        if not self.prefix_reuse or learns(self.model):
+        if not self.prefix_reuse or has_lora(self.model):
             return False
         return can_share_prefix(self.model, longest)
 
@@ -295,7 +301,7 @@ class FrozenLLM(torch.nn.Module):
                 position_ids=position_ids,
                 past_key_values=cache,
                 use_cache=False,
-            ).last_hidden_state
+            ).last_hidden_state.to(inputs_embeds.device)
 
     def project(self, hidden):
         """Logits of (selected) hidden states, as the model's own forward.
@@ -312,6 +318,7 @@ class FrozenLLM(torch.nn.Module):
         """
         with self.running():
             logits = self.model.get_output_embeddings()(hidden)
+        logits = logits.to(hidden.device)
         if self._logit_scale is not None:
             logits = logits * self._logit_scale
         if self._logits_scaling is not None:

@@ -30,6 +30,9 @@ class SpeechEmbeddings(NamedTuple):
         Shape (batch, longest, hidden_size), zero in padding.
     lengths : torch.Tensor
         Shape (batch,), int64, speech tokens of each clip.
+    fired : torch.Tensor, optional
+        Shape (batch,), tokens that the weights ask for, differentiable; None
+        if the length follows from the samples.
     """
 
     embeds: torch.Tensor
@@ -230,7 +233,9 @@ class BLSP(torch.nn.Module):
     def _generate(self, rows, speech, **decoding):
         llm = self.llm
         pad_id = llm.tokenizer.pad_token_id
-        longest = max(row.length for row in rows)
+        # Prefixes are padded to the longest, and what follows them too.
+        longest = max(len(row.prefix) for row in rows)
+        longest += max(row.length - len(row.prefix) for row in rows)
         longest += decoding.get("max_new_tokens", 64)
         plain = set(decoding) <= {"max_new_tokens", "num_beams", "stop"}
         plain = plain and decoding.get("num_beams", 1) == 1

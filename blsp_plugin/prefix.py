@@ -46,6 +46,7 @@ def can_share_prefix(model, longest):
         layers <= _CACHED
         and longest <= window
         and not getattr(config, "num_kv_shared_layers", 0)
+        and not getattr(config, "kv_lora_rank", 0)  # keys unlike values
     )
 
 
@@ -123,7 +124,7 @@ class PrefixCache:
             if len(kinds) == 1:  # a view
                 layer = layer.expand(len(prefixes), *layer.shape[1:])
             else:
-                layer = layer[rows]
+                layer = layer[rows.to(layer.device)]
             layers.append(layer_class(*layer.unbind(1)))
         cache.layers = layers
         mask = torch.zeros(len(kinds), longest, dtype=torch.int64)

@@ -8,6 +8,7 @@ import hashlib
 import os
 
 import torch
+from speechbrain.nnet.adapters import LoRA
 
 from blsp_plugin.errors import BadInput
 
@@ -15,7 +16,7 @@ __all__ = [
     "open_pretrained",
     "fingerprint_module",
     "fingerprint_text",
-    "learns",
+    "has_lora",
     "own_dtype",
 ]
 
@@ -118,8 +119,10 @@ def fingerprint_text(*texts):
     return hashlib.sha256(joined).hexdigest()[:16]
 
 
-def learns(module):
-    """Whether something in a (frozen) model learns: LoRA.
+def has_lora(module):
+    """Whether a (frozen) model is not the published one: it has LoRA.
+
+    Also where LoRA's weights have no gradient any more, as in inference.
 
     Arguments
     ---------
@@ -129,7 +132,7 @@ def learns(module):
     -------
     bool
     """
-    return any(param.requires_grad for param in module.parameters())
+    return any(isinstance(part, LoRA) for part in module.modules())
 
 
 def own_dtype(module, device, dtype):
@@ -151,5 +154,5 @@ def own_dtype(module, device, dtype):
     -------
     context manager
     """
-    mixed = dtype != torch.float32 and learns(module)
+    mixed = dtype != torch.float32 and has_lora(module)
     return torch.autocast(device.type, dtype if mixed else None, enabled=mixed)

@@ -88,7 +88,7 @@ def test_each_adapter_trains(kind, model, prompt):
     tokens, counts = packed.slot_mask.sum(1), packed.response_tokens
     optimizer = torch.optim.Adam(adapter.parameters(), lr=3e-3)
     values = []
-    for _ in range(30):
+    for _ in range(40):
         speech = model.embed_speech(mel, lengths, tokens)
         states = model(packed, speech)
         loss = response_loss([ResponseCrossEntropy()], states, None, model.llm)
@@ -119,6 +119,48 @@ def test_lengths_are_known_before_the_model_runs(kind):
                 torch.randn(1, frames, 32), torch.tensor([frames])
             )
             assert lengths.tolist() == [count] == [speech.shape[1]]
+
+
+def test_free_firing_does_not_depend_on_the_batch():
+    """Nor do its numbers of tokens, with weights that differ by frame."""
+    adapter = make("cformer").eval()
+    torch.nn.init.normal_(adapter.weight.weight, std=0.5)
+    lengths = torch.tensor([50, 9, 1, 33])
+    states = torch.full((4, 57, 32), 1e3)
+    for i, length in enumerate(lengths):
+        states[i, :length] = torch.randn(length, 32)
+    with torch.no_grad():
+        speech, counts, fired = adapter(states, lengths)
+        for i, length in enumerate(lengths):
+            one, [count], [asked] = adapter(
+                states[i : i + 1, :length], lengths[i : i + 1]
+            )
+            assert count == counts[i] == asked.round().clamp(min=1)
+            assert abs(asked - fired[i]) < 1e-5
+            assert (speech[i, :count] - one[0]).abs().max() < 1e-4
+
+
+def test_cformer_evaluates_as_it_trains(monkeypatch):
+    """Torch's fused layers of evaluation stay out, and are left on."""
+
+    def fused(*arguments, **options):
+        raise AssertionError("fused kernel")
+
+    for name in (
+        "_transformer_encoder_layer_fwd",
+        "_native_multi_head_attention",
+    ):
+        monkeypatch.setattr(torch, name, fused)
+    adapter = make("cformer")
+    given = (
+        torch.randn(2, 50, 32),
+        torch.tensor([50, 9]),
+        torch.tensor([5, 3]),
+    )
+    with torch.no_grad():
+        trained, evaluated = adapter(*given), adapter.eval()(*given)
+    assert torch.equal(trained[0], evaluated[0])
+    assert torch.backends.mha.get_fastpath_enabled()
 
 
 def naive_fire(states, weights):

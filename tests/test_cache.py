@@ -229,7 +229,8 @@ def test_cache_survives_kill(tmp_path):
             log.exists() and log.read_text().count("\n") > lines
         ):
             time.sleep(0.001)
-        process.join(moments.uniform(0, 0.02))
+        # On a busy machine a restart gets nowhere: the last one is let be.
+        process.join(moments.uniform(0, 0.02) if attempt < 150 else None)
         if process.is_alive():
             os.kill(process.pid, signal.SIGKILL)
             kills += 1
@@ -395,7 +396,7 @@ def test_flipped_byte_is_one_line(tmp_path, capsys):
         with pytest.raises(DamagedEntry) as error:
             cache[KEYS[2]]
         text = str(error.value)
-        assert "\n" not in text and f"delete {data} and run the same" in text
+        assert "\n" not in text and f"delete {data} and *.filled" in text
         assert_equal(cache[KEYS[3]], value(3))
     with pytest.raises(SystemExit):
         one_line_errors(lambda: cache[KEYS[2]])()

@@ -223,6 +223,30 @@ def test_prefix_reuse_is_exact(
         assert texts == model.generate(asked, speech, max_new_tokens=9)
 
 
+def test_windows_count_the_padding_of_prefixes(model, prompt, monkeypatch):
+    """Long prefix with short rest, and the other way round, in one batch."""
+    config = model.llm.model.config
+    monkeypatch.setattr(config, "sliding_window", 60, raising=False)
+    rows = [Row((7,) * 36, (8,) * 4, ()), Row((7,) * 2, (8,) * 37, ())]
+    calls = []
+    monkeypatch.setattr(
+        model.llm, "can_share_prefix", lambda longest: calls.append(longest)
+    )
+    model.generate(rows, max_new_tokens=12)
+    assert calls == [36 + 37 + 12]
+
+
+def test_decoding_is_in_the_dtype_of_the_weights(model, prompt):
+    """Whatever autocast says: the same tokens, the same prefix states."""
+    prefix, suffix = prompt.ids(INSTRUCTION)
+    rows = [Row(prefix, (20 + i, 30, 40 + i), suffix) for i in range(6)]
+    expected = model.generate(rows, max_new_tokens=9)
+    model.llm.prefixes.clear()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model.generate(rows, max_new_tokens=9) == expected
+    assert model.generate(rows, max_new_tokens=9) == expected
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_joined_rows_equal_padded_rows(model, prompt, llm_folder, attention):
     """One sequence of all rows: none sees another."""

@@ -10,6 +10,9 @@ from safetensors.torch import load_file
 
 from blsp_plugin.errors import BadInput
 from blsp_plugin.inference import SpeechLLM
+from blsp_plugin.llm import FrozenLLM
+from blsp_plugin.model import BLSP
+from blsp_plugin.packing import Row
 from tests.tiny import tiny_llm, tiny_whisper
 from tests.training import ROOT, run_recipe, write_continuations
 
@@ -294,7 +297,22 @@ def test_lora_checkpoint_is_small(tiny, tmp_path, where):
     state = dict(speech_llm.model.named_parameters())
     for name, weight in lora.items():
         assert torch.equal(state[name], weight)
-    assert isinstance(speech_llm.answer(clip, "Go on."), str)
+    # Frozen for inference, LoRA is there still: text is answered without it.
+    model, prompt = speech_llm.model, speech_llm.prompt
+    assert not model.llm.can_share_prefix(10) or where != "llm_model"
+    row = Row(*prompt.ids("Go on.")[:1], (40, 50, 60), prompt.ids("Go on.")[1])
+    plain = BLSP(None, None, FrozenLLM(speech_llm.hparams.llm))
+    texts = [model.generate([row], max_new_tokens=8)]
+    heard = [speech_llm.answer(clip, "Go on.") for _ in range(2)]
+    texts.append(model.generate([row], max_new_tokens=8))
+    assert texts == [plain.generate([row], max_new_tokens=8)] * 2
+    assert heard[0] == heard[1]
+    half = {"dtype": "bfloat16"}
+    rounded = SpeechLLM.from_hparams(
+        os.path.join(output, "adapter"),
+        overrides={"llm_model": half, "speech_encoder": half},
+    )
+    assert isinstance(rounded.answer(clip, "Go on."), str)
     os.remove(os.path.join(output, "adapter", "lora.safetensors"))
     with pytest.raises(BadInput, match="lora.safetensors: no such file"):
         SpeechLLM.from_hparams(os.path.join(output, "adapter"))

@@ -199,14 +199,15 @@ class ArrayCache:
             return unpack_entry(key, self._open(path).read(offset, length))
         except FileNotFoundError as error:
             raise DamagedEntry(
-                f"{path}: has been deleted meanwhile; run the same command "
-                "again, which computes its entries anew"
+                f"{path}: has been deleted meanwhile; delete *.filled beside "
+                "it and run the same command again, which computes its "
+                "entries anew"
             ) from error
         except ValueError as error:
             raise DamagedEntry(
                 f"{path}: damaged at byte {offset} ({error}); delete {path} "
-                "and run the same command again, which computes its entries "
-                "anew"
+                "and *.filled beside it and run the same command again, which "
+                "computes its entries anew"
             ) from error
 
     def refresh(self):

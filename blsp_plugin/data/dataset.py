@@ -406,6 +406,8 @@ def continuation_dataset(
             if twins:
                 twin = row._replace(slot=prompt.slot_ids(instruction, text))
             if counts_transcript:
+                if not twin.slot:
+                    raise BadInput(f"{row_id}: has no transcript; drop the row")
                 row = row._replace(slot=len(twin.slot))
             if teacher is not None:
                 taught = teacher(twin)
@@ -413,6 +415,7 @@ def continuation_dataset(
             # One bad clip must not end a run of days: it is reported and left
             # out by the brain, which knows how many may be bad.
             return Example(row_id, None, reason=str(error))
+        kind = kind or instruction
         return Example(row_id, clip, samples, row, twin, kind, taught)
 
     # The host lists the numbers of all rows, 400 MB of ten million: it is given
