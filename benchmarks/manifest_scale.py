@@ -9,7 +9,7 @@ line, in seconds, milliseconds and MB:
 * ``open_seconds``: the same in a new process, as all numbers below;
 * ``lengths_seconds``: LLM tokens and mel frames of every row;
 * ``plan_seconds``: the sampler's first epoch, with both budgets;
-* ``batches``, ``padding``, ``frames_padding``: of that epoch;
+* ``batches``, ``padding``: of that epoch;
 * ``main_rss_mb``, ``main_anon_mb``, ``main_peak_mb``: what all this added to
   the resident set, to its part that is no file, and to its peak;
 * ``convert_rss_mb``, ``convert_anon_mb``, ``convert_peak_mb``: the same of
@@ -182,7 +182,6 @@ def use(folder):
         lengths_seconds=measured - opened,
         plan_seconds=planned - measured,
         padding=sampler.padding_ratio,
-        frames_padding=sampler.frames_padding_ratio,
         **added(before, "main"),
     )
     rng = numpy.random.default_rng(2)

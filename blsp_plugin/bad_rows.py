@@ -66,11 +66,11 @@ class BadRows:
         for row_id, reason in new:
             logger.warning("%s is left out: %s", row_id, reason)
             seen[row_id] = Rejected(row_id, "", 0, reason)
-        rank = ranks()[0]
+        rank, world_size = ranks()
         name = "rejected.jsonl" if rank == 0 else f"rejected.rank{rank}.jsonl"
         path = os.path.join(self.folder, name)
         write_rejected(seen.values(), path)
-        rows = sum(self.of.values())
+        rows = -(-sum(self.of.values()) // world_size)  # of this rank
         check_rejected(len(seen), rows, self.max_rejected, path=path)
 
     def nonfinite(self, batch, loss, step):

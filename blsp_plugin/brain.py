@@ -32,8 +32,9 @@ from blsp_plugin.checkpoints import (
 )
 from blsp_plugin.distributed import ranks, sum_over_ranks
 from blsp_plugin.losses import TeacherStates, response_loss
-from blsp_plugin.model import BLSP, ResponseStates, SpeechEmbeddings
+from blsp_plugin.model import BLSP, ResponseStates
 from blsp_plugin.probes import Probes, record_probes
+from blsp_plugin.speech import SpeechEmbeddings
 
 __all__ = ["AlignmentBrain", "Predictions"]
 

@@ -10,7 +10,10 @@ Authors
 """
 
 import os
+from collections.abc import Callable
+from typing import NamedTuple
 
+import numpy
 import torch
 from speechbrain.utils.distributed import ddp_barrier
 from speechbrain.utils.logger import get_logger
@@ -43,7 +46,26 @@ __all__ = ["EncoderStates", "TeacherTargets"]
 
 logger = get_logger(__name__)
 
-_FLUSH = 64 * 2**20  # bytes between two flushes: lost at most when killed
+
+class _Work(NamedTuple):
+    """Entries to compute.
+
+    Arguments
+    ---------
+    items : torch.utils.data.Dataset
+        Gives (key, input), input None where nothing is to be done.
+    sizes : numpy.ndarray
+        Length of each item; those of similar length go together.
+    bytes_each : numpy.ndarray
+        Size of each entry, an estimate.
+    compute : callable
+        List of inputs -> list of dict of tensors.
+    """
+
+    items: torch.utils.data.Dataset
+    sizes: numpy.ndarray
+    bytes_each: numpy.ndarray
+    compute: Callable
 
 
 class _Cached:
@@ -62,9 +84,7 @@ class _Cached:
         name = f"{fingerprint_text(twin, str(len(table)), also)}.filled"
         return os.path.join(self.cache.folder, name)
 
-    def _fill(
-        self, mark, items, sizes, budget, compute, bytes_each, workers, quiet
-    ):
+    def _fill(self, mark, work, budget, workers, quiet):
         """Compute what is missing, once for a table.
 
         Looking for what is missing reads every clip, which takes hours where
@@ -75,23 +95,17 @@ class _Cached:
         ---------
         mark : str
             File that is there if the table has been gone through.
-        items : torch.utils.data.Dataset
-            Gives (key, input), input None where nothing is to be done.
-        sizes : numpy.ndarray
-            Length of each item; those of similar length go together.
+        work : _Work
+            What to compute where it is missing.
         budget : int
-            Of a batch, in the same unit, padding included.
-        compute : callable
-            List of inputs -> list of dict of tensors.
-        bytes_each : numpy.ndarray
-            Size of each entry, an estimate.
+            Of a batch, in the unit of the work's sizes, padding included.
         workers : int
             Of the loader.
         quiet : bool
             Without a progress bar.
         """
         rank, world_size = ranks()
-        self._expected += float(bytes_each.sum())
+        self._expected += float(work.bytes_each.sum())
         # One answer for all ranks: what follows has barriers.
         if gather_objects(os.path.exists(mark))[0]:
             self.cache.refresh()
@@ -106,15 +120,19 @@ class _Cached:
             )
             self.cache.reserve(wanted)
         sampler = TokenBudgetSampler(
-            sizes, budget, shuffle=False, rank=rank, world_size=world_size
+            work.sizes,
+            budget,
+            shuffle=False,
+            rank=rank,
+            world_size=world_size,
         )
         loader = DataLoader(
-            items,
+            work.items,
             batch_sampler=sampler,
             num_workers=workers,
             collate_fn=list,
         )
-        seen, waiting = set(), 0
+        seen = set()
         bar = tqdm(
             loader, desc=self.what, unit="batch", disable=quiet or rank > 0
         )
@@ -128,17 +146,13 @@ class _Cached:
                 if not new:
                     continue
                 seen.update(new)
-                entries = compute(list(new.values()))
+                entries = work.compute(list(new.values()))
                 for key, entry in zip(new, entries, strict=True):
                     writer.put(key, entry)
-                    waiting += sum(x.nbytes for x in entry.values())
-                if waiting > _FLUSH:
-                    writer.flush()
-                    waiting = 0
         ddp_barrier()
         self.cache.refresh()
         if rank == 0:
-            write_json({"rows": len(sizes)}, mark)
+            write_json({"rows": len(work.sizes)}, mark)
         ddp_barrier()
 
 
@@ -236,16 +250,8 @@ class EncoderStates(_Cached):
         if encoder.pad_to_30s:
             frames = CHUNK_MEL * stacked_frames(frames, CHUNK_MEL)
         items = _Clips(table, MelFeatures(encoder.mel), self.cache)
-        self._fill(
-            self._mark(table),
-            items,
-            frames,
-            budget,
-            compute,
-            sizes,
-            workers,
-            quiet,
-        )
+        work = _Work(items, frames, sizes, compute)
+        self._fill(self._mark(table), work, budget, workers, quiet)
 
 
 class _Clips(torch.utils.data.Dataset):
@@ -361,17 +367,10 @@ class TeacherTargets(_Cached):
             return [self._entry(part, llm) for part in hidden.split(counts)]
 
         each = 6.0 * self.top_k if self.top_k else 2.0 * llm.hidden_size
-        items = _Twins(table, prompt, self.cache)
-        self._fill(
-            self._mark(table, prompt.fingerprint()),
-            items,
-            lengths,
-            budget,
-            compute,
-            response_lengths(table) * each,
-            workers,
-            quiet,
-        )
+        sizes = response_lengths(table) * each
+        work = _Work(_Twins(table, prompt, self.cache), lengths, sizes, compute)
+        mark = self._mark(table, prompt.fingerprint())
+        self._fill(mark, work, budget, workers, quiet)
 
     def _entry(self, hidden, llm):
         if not self.top_k:

@@ -23,6 +23,7 @@ __all__ = [
     "stacked_conv_frames",
     "stacked_frames",
     "frames_mask",
+    "similar_lengths",
 ]
 
 import torch
@@ -169,3 +170,35 @@ def frames_mask(lengths, max_length=None):
         max_length = int(lengths.max())
     steps = torch.arange(max_length, device=lengths.device)
     return steps.unsqueeze(0) < lengths.unsqueeze(1)
+
+
+def similar_lengths(lengths, ratio=0.8):
+    """Split a batch into groups, in each of which little is padding.
+
+    Arguments
+    ---------
+    lengths : torch.Tensor
+        Shape (batch,), integers.
+    ratio : float
+        A group's shortest over its longest, at least.
+
+    Returns
+    -------
+    list of torch.Tensor
+        Places in the batch, int64 on the CPU, the group of the longest first.
+
+    Example
+    -------
+    >>> groups = similar_lengths(torch.tensor([50, 98, 100, 45, 9]))
+    >>> [group.tolist() for group in groups]
+    [[2, 1], [0, 3], [4]]
+    """
+    groups, longest = [], float("inf")
+    places = lengths.argsort(descending=True, stable=True).tolist()
+    lengths = lengths.tolist()
+    for place in places:
+        if not groups or lengths[place] < ratio * longest:
+            groups.append([])
+            longest = lengths[place]
+        groups[-1].append(place)
+    return [torch.tensor(group) for group in groups]

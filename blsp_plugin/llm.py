@@ -76,7 +76,7 @@ class FrozenLLM(torch.nn.Module):
         Keep the inputs of the layers only, and compute each layer again in
         the backward pass: less memory, a third more time.
     compile_layers : bool
-        Compile the layers (`torch.compile`); takes minutes at first.
+        Compile the layers (`torch.compile`); takes a minute at first.
     options : dict, optional
         Passed on to ``AutoModelForCausalLM.from_pretrained`` (``device_map``
         for an LLM that does not fit one card, ``quantization_config``).

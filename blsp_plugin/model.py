@@ -17,27 +17,9 @@ from blsp_plugin.decoding import can_decode, decode
 from blsp_plugin.lengths import encoder_frames, mel_frames
 from blsp_plugin.losses import TeacherStates
 from blsp_plugin.packing import Row, pack, predictors, scatter_speech
+from blsp_plugin.speech import by_length
 
-__all__ = ["BLSP", "SpeechEmbeddings", "ResponseStates"]
-
-
-class SpeechEmbeddings(NamedTuple):
-    """Clips as the LLM takes them.
-
-    Arguments
-    ---------
-    embeds : torch.Tensor
-        Shape (batch, longest, hidden_size), zero in padding.
-    lengths : torch.Tensor
-        Shape (batch,), int64, speech tokens of each clip.
-    fired : torch.Tensor, optional
-        Shape (batch,), tokens that the weights ask for, differentiable; None
-        if the length follows from the samples.
-    """
-
-    embeds: torch.Tensor
-    lengths: torch.Tensor
-    fired: torch.Tensor = None
+__all__ = ["BLSP", "ResponseStates"]
 
 
 class ResponseStates(NamedTuple):
@@ -91,6 +73,10 @@ class BLSP(torch.nn.Module):
     def embed_speech(self, mel, mel_lengths, tokens=None):
         """Clips' features -> speech embeddings; differentiable in the adapter.
 
+        Clips of similar length go through encoder and adapter at once: a
+        batch's rows are alike in the LLM, where a short clip may have a long
+        response, and what encoder and adapter would do on padding is lost.
+
         Arguments
         ---------
         mel : torch.Tensor
@@ -105,7 +91,13 @@ class BLSP(torch.nn.Module):
         -------
         SpeechEmbeddings
         """
-        return self.adapt(*self.encoder(mel, mel_lengths), tokens)
+        if self.encoder.pad_to_30s:
+            return self.adapt(*self.encoder(mel, mel_lengths), tokens)
+
+        def embed(mel, mel_lengths, tokens):
+            return self.adapter(*self.encoder(mel, mel_lengths), tokens)
+
+        return by_length(embed, mel, mel_lengths, tokens)
 
     def adapt(self, states, lengths, tokens=None):
         """Encoder states -> speech embeddings; see `embed_speech`.
@@ -123,7 +115,7 @@ class BLSP(torch.nn.Module):
         -------
         SpeechEmbeddings
         """
-        return SpeechEmbeddings(*self.adapter(states, lengths, tokens))
+        return by_length(self.adapter, states, lengths, tokens)
 
     def embed_wavs(self, wavs):
         """Clips -> speech embeddings.

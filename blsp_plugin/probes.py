@@ -18,6 +18,7 @@ from speechbrain.utils.logger import get_logger
 
 from blsp_plugin.distributed import gather_objects
 from blsp_plugin.files import write_jsonl
+from blsp_plugin.losses import CHUNK
 
 __all__ = ["PROBES", "Probes", "probe_tokens", "record_probes"]
 
@@ -28,7 +29,7 @@ PROBES = ("ce", "text_loss", "kl", "accuracy", "agreement", "greedy_match")
 
 
 @torch.no_grad()
-def probe_tokens(states, teacher, llm, chunk=1024):
+def probe_tokens(states, teacher, llm, chunk=CHUNK):
     """Compare speech and text where the response is predicted.
 
     Arguments

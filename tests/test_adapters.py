@@ -16,7 +16,7 @@ from blsp_plugin.losses import (
     ResponseCrossEntropy,
     response_loss,
 )
-from blsp_plugin.model import SpeechEmbeddings
+from blsp_plugin.speech import SpeechEmbeddings
 from tests.conftest import make_wavs
 from tests.test_model import INSTRUCTION, SECONDS, TEXTS, batch, speech_rows
 

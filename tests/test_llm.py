@@ -97,8 +97,13 @@ def test_device_map_places_the_weights(llm, llm_folder):
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a compiler")
 def test_compiled_layers_equal(llm, llm_folder):
-    """With and without a prefix, in two shapes, and in generation."""
-    compiled = FrozenLLM(llm_folder, compile_layers=True)
+    """With and without a prefix, in two shapes, and in generation.
+
+    Together with checkpointing, which wraps what is compiled.
+    """
+    compiled = FrozenLLM(
+        llm_folder, compile_layers=True, gradient_checkpointing=True
+    )
     for rows, time in ((2, 5), (3, 7)):
         embeds = torch.randn(rows, time, llm.hidden_size)
         for prefixes in ([(1, 2, 3)] * rows, None):

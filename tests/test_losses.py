@@ -14,8 +14,8 @@ from blsp_plugin.losses import (
     TeacherTopK,
     response_loss,
 )
-from blsp_plugin.model import SpeechEmbeddings
 from blsp_plugin.packing import pack
+from blsp_plugin.speech import SpeechEmbeddings
 from tests.conftest import make_wavs
 from tests.test_model import INSTRUCTION, SECONDS, TEXTS, batch, speech_rows
 

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from blsp_plugin.lengths import mel_frames
+from blsp_plugin.lengths import mel_frames, similar_lengths
 from blsp_plugin.llm import FrozenLLM
 from blsp_plugin.losses import ResponseCrossEntropy, response_loss
-from blsp_plugin.model import SpeechEmbeddings
 from blsp_plugin.packing import Row, pack
 from blsp_plugin.prompts import Prompt
+from blsp_plugin.speech import SpeechEmbeddings
 from tests.conftest import make_wavs
 
 INSTRUCTION = "Please repeat the following words."
@@ -282,3 +282,22 @@ def test_generation_tells_ended_from_cut(model, prompt):
     for answer in answers:
         assert len(answer.ids) < 24 if answer.ended else len(answer.ids) == 24
         assert not set(answer.ids) & set(model.llm.stop_ids)
+
+
+@torch.no_grad()
+def test_clips_of_similar_length_go_together(model):
+    """What `embed_speech` gives is what one pass over all clips gives."""
+    wavs = make_wavs((0.3, 1.1, 1.0, 2.4, 0.95, 2.0))
+    mels = [model.encoder.mel(wav) for wav in wavs]
+    lengths = torch.tensor([len(mel) for mel in mels])
+    mel = pad_sequence(mels, batch_first=True)
+    sizes = [len(group) for group in similar_lengths(lengths)]
+    assert sizes == [2, 3, 1]
+    embeds, counts, _ = model.adapter(*model.encoder(mel, lengths))
+    for speech in (
+        model.embed_speech(mel, lengths),
+        model.adapt(*model.encoder(mel, lengths)),
+    ):
+        assert torch.equal(speech.lengths, counts)
+        assert speech.embeds.shape == embeds.shape
+        assert (speech.embeds - embeds).abs().max() < 1e-4

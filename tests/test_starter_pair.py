@@ -13,9 +13,10 @@ from blsp_plugin.encoder import WhisperEncoder
 from blsp_plugin.errors import BadInput
 from blsp_plugin.llm import FrozenLLM
 from blsp_plugin.losses import ResponseCrossEntropy, response_loss
-from blsp_plugin.model import BLSP, SpeechEmbeddings
+from blsp_plugin.model import BLSP
 from blsp_plugin.packing import Row, pack, predictors
 from blsp_plugin.prompts import Prompt
+from blsp_plugin.speech import SpeechEmbeddings
 
 REPEAT = "Please repeat the following words."
 

@@ -235,6 +235,9 @@ def test_sharded_validation_equals_single(tiny, tmp_path):
     for name, value in kept[1].items():
         assert kept[2][name] == pytest.approx(value, rel=1e-6), name
     assert {"kl", "agreement", "greedy_match", "tokens"} <= set(kept[1])
+    pytest.importorskip("matplotlib")
+    with open(output / "probes.svg", encoding="utf-8") as stream:
+        assert "<svg" in stream.read()
 
 
 def test_nonfinite_batch_is_named(tiny, tmp_path):

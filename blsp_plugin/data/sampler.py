@@ -1,4 +1,4 @@
-"""Batches of similar rows, filled by budgets on their padded size.
+"""Batches of rows of similar length, filled by budgets on their size.
 
 Authors
  * The blsp_plugin team 2026
@@ -21,7 +21,7 @@ logger = get_logger(__name__)
 class _Plan(NamedTuple):
     """One epoch: batch ``b`` is ``order[cuts[b]:cuts[b + 1]]``."""
 
-    order: np.ndarray  # rows, neighbours alike, longest first
+    order: np.ndarray  # rows, longest first
     cuts: np.ndarray  # where batches start, and the end
     turns: np.ndarray  # batches in the order in which they are trained on
 
@@ -34,18 +34,16 @@ def _fill(rows, budgets, max_rows):
     """
     budget, max_frames = budgets
     cuts = array("q", [0])
-    size = longest = widest = place = 0
+    size = longest = heard = place = 0
     for place, (length, frames) in enumerate(rows):
         size += 1
         longest = length if length > longest else longest
-        widest = frames if frames > widest else widest
+        heard += frames
         if (
-            longest * size > budget
-            or widest * size > max_frames
-            or size > max_rows
+            longest * size > budget or heard > max_frames or size > max_rows
         ) and size > 1:
             cuts.append(place)
-            size, longest, widest = 1, length, frames
+            size, longest, heard = 1, length, frames
     cuts.append(place + 1)
     return np.array(cuts)
 
@@ -81,11 +79,9 @@ class TokenBudgetSampler(Sampler):
     from (seed, epoch) alone and takes its turns of it: the ranks get the same
     number of batches, and each row comes once an epoch, on one rank.
 
-    With ``max_frames`` a batch holds a second budget, that of the encoder,
-    whose padding is another: a short clip may have a long response. The rows
-    sorted by length are cut into as many strips as a strip has batches, and
-    the rows of each are sorted by frames, up and down in turns. So rows that
-    are neighbours are alike in both.
+    With ``max_frames`` a batch holds a second budget, that of the encoder. It
+    counts no padding, since the model encodes clips of similar length at once
+    (`BLSP.embed_speech`): a short clip may have a long response.
 
     A row that is over a budget makes a batch of its own. Where the
     number of batches has to be divisible, the largest are split in two. If
@@ -126,7 +122,7 @@ class TokenBudgetSampler(Sampler):
     frames : sequence of int, optional
         Mel frames of each row, at least 1; needed with ``max_frames``.
     max_frames : int, optional
-        Most frames that a batch may have, padding included.
+        Most frames that a batch may have.
 
     Raises
     ------
@@ -243,24 +239,8 @@ class TokenBudgetSampler(Sampler):
             self._plan = None
 
     def _order(self, rng):
-        """The rows, neighbours alike, longest first."""
-        order = self._sorted(self.lengths, rng)
-        if self.frames is None:
-            return order
-        batches = max(
-            self.lengths.sum() / self.budget,
-            self.frames.sum() / self.max_frames,
-            len(order) / self.max_rows,
-        )
-        strips = np.array_split(order, max(1, round(batches**0.5)))
-        for number, strip in enumerate(strips):
-            way = -1 if number % 2 else 1
-            strip[:] = strip[self._sorted(self.frames[strip], rng)][::way]
-        return order
-
-    def _sorted(self, values, rng):
-        """Places of values, most first, with noise."""
-        rank_by = -values.astype(np.float32)
+        """The rows, longest first, with noise."""
+        rank_by = -self.lengths.astype(np.float32)
         if self.shuffle:
             # In place, which halves the memory that this takes.
             noise = rng.random(len(rank_by), dtype=np.float32)
@@ -303,18 +283,10 @@ class TokenBudgetSampler(Sampler):
     @property
     def padding_ratio(self):
         """Padded positions over all positions, over all ranks this epoch."""
-        return self._padding(self.lengths)
-
-    @property
-    def frames_padding_ratio(self):
-        """The same of frames; None if there is no ``max_frames``."""
-        return None if self.frames is None else self._padding(self.frames)
-
-    def _padding(self, values):
         order, cuts, _ = self._make_plan()
-        longest = np.maximum.reduceat(values[order], cuts[:-1])
+        longest = np.maximum.reduceat(self.lengths[order], cuts[:-1])
         whole = int((longest * np.diff(cuts)).sum())
-        return 1 - int(values.sum(dtype=np.int64)) / whole
+        return 1 - int(self.lengths.sum(dtype=np.int64)) / whole
 
     def summary(self):
         """This epoch in a few words: rows, batches of all ranks, padding.
@@ -323,10 +295,7 @@ class TokenBudgetSampler(Sampler):
         -------
         str
         """
-        words = (
+        return (
             f"{len(self.lengths)} rows in {len(self._make_plan().turns)} "
             f"batches, padding {self.padding_ratio:.1%} of positions"
         )
-        if self.frames is not None:
-            words += f" and {self.frames_padding_ratio:.1%} of mel frames"
-        return words

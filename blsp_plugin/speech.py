@@ -1,0 +1,78 @@
+"""Clips as the LLM takes them.
+
+Authors
+ * The blsp_plugin team 2026
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from blsp_plugin.lengths import similar_lengths
+
+__all__ = ["SpeechEmbeddings", "by_length"]
+
+
+class SpeechEmbeddings(NamedTuple):
+    """Clips as the LLM takes them.
+
+    Arguments
+    ---------
+    embeds : torch.Tensor
+        Shape (batch, longest, hidden_size), zero in padding.
+    lengths : torch.Tensor
+        Shape (batch,), int64, speech tokens of each clip.
+    fired : torch.Tensor, optional
+        Shape (batch,), tokens that the weights ask for, differentiable; None
+        if the length follows from the samples.
+    """
+
+    embeds: torch.Tensor
+    lengths: torch.Tensor
+    fired: torch.Tensor = None
+
+
+def by_length(embed, frames, lengths, tokens):
+    """Embed the clips of a batch in groups of similar length.
+
+    Equal to embedding them all at once, without what that computes on padding.
+
+    Arguments
+    ---------
+    embed : callable
+        (frames, lengths, tokens) of some clips -> embeddings, their lengths,
+        and tokens asked for or None; what a clip becomes must not depend on
+        the others.
+    frames : torch.Tensor
+        Shape (batch, longest, width).
+    lengths : torch.Tensor
+        Shape (batch,), int64, valid frames.
+    tokens : torch.Tensor or None
+        Shape (batch,), int64, given to ``embed``.
+
+    Returns
+    -------
+    SpeechEmbeddings
+    """
+    groups = similar_lengths(lengths)
+    parts = []
+    for group in groups:
+        group = group.to(lengths.device)
+        part = lengths[group]
+        parts.append(
+            embed(
+                frames[group, : int(part.max())],
+                part,
+                None if tokens is None else tokens[group],
+            )
+        )
+    embeds, lengths, fired = zip(*parts, strict=True)
+    # Where each clip of the batch has come to lie.
+    places = torch.cat(groups).argsort().to(lengths[0].device)
+    embeds = [clip for part in embeds for clip in part]
+    return SpeechEmbeddings(
+        pad_sequence(embeds, batch_first=True)[places],
+        torch.cat(lengths)[places],
+        None if fired[0] is None else torch.cat(fired)[places],
+    )
