@@ -6,7 +6,7 @@ the same rows in the same batches from the same adapter, as many steps each,
 encoder states and teacher targets from caches. The probes of the validation
 set, which all runs share, are the measure. One JSON line a run, and one a loss
 with means and standard deviations over the seeds; a run that is finished is
-not run again.
+not run again. ``curves.svg`` in the folder shows the probes over the steps.
 
 > python benchmarks/objectives.py --continuations results/demo/continuation
 
@@ -23,6 +23,8 @@ import statistics
 import subprocess
 import sys
 import time
+
+from matplotlib.figure import Figure
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 OBJECTIVES = {
@@ -94,6 +96,33 @@ def main(argv):
             if len(values) > 1:
                 line[f"{probe}_sd"] = round(statistics.stdev(values), 4)
         print(json.dumps(line))
+    draw(args)
+
+
+def draw(args):
+    """The probes' means over the seeds, with the range, after each epoch."""
+    figure = Figure(figsize=(12, 3), layout="constrained")
+    axes = figure.subplots(1, len(PROBES))
+    for name in args.objectives:
+        runs = []
+        for seed in args.seeds:
+            path = os.path.join(args.folder, f"{name}_{seed}", "probes.jsonl")
+            with open(path, encoding="utf-8") as stream:
+                records = map(json.loads, stream)
+                runs.append([r for r in records if r["behaviour"] == "all"])
+        epochs = list(zip(*runs, strict=True))
+        steps = [statistics.mean(r["step"] for r in epoch) for epoch in epochs]
+        for axis, probe in zip(axes, PROBES, strict=True):
+            values = [[r[probe] for r in epoch] for epoch in epochs]
+            means = list(map(statistics.mean, values))
+            axis.plot(steps, means, marker="o", label=name)
+            axis.fill_between(
+                steps, list(map(min, values)), list(map(max, values)), alpha=0.2
+            )
+            axis.set_title(probe)
+            axis.set_xlabel("step")
+    axes[0].legend()
+    figure.savefig(os.path.join(args.folder, "curves.svg"))
 
 
 if __name__ == "__main__":

@@ -65,12 +65,18 @@ from blsp_plugin.data.audio import read_speech
 from blsp_plugin.data.dataset import open_continuations
 from blsp_plugin.data.sampler import TokenBudgetSampler
 from blsp_plugin.encoder import WhisperEncoder
-from blsp_plugin.lengths import SAMPLE_RATE, encoder_frames, mel_frames
+from blsp_plugin.lengths import (
+    SAMPLE_RATE,
+    encoder_frames,
+    mel_frames,
+    similar_lengths,
+)
 from blsp_plugin.llm import FrozenLLM
 from blsp_plugin.losses import ResponseCrossEntropy, response_loss
 from blsp_plugin.model import BLSP
 from blsp_plugin.packing import Row, pack
 from blsp_plugin.prompts import Prompt
+from blsp_plugin.speech import by_length
 
 LLMS = {
     "llama2-7b": {
@@ -256,8 +262,15 @@ class Bench:
             with clock.part("data"):
                 mel, lengths = self.read(batch)
             with clock.part("encoder"):
-                states, lengths = model.encoder(
-                    mel.to(device), lengths.to(device)
+                # As `embed_speech` does, which cannot be timed in parts.
+                states, lengths, _ = by_length(
+                    lambda mel, lengths, _: (
+                        *model.encoder(mel, lengths),
+                        None,
+                    ),
+                    mel.to(device),
+                    lengths.to(device),
+                    None,
                 )
         else:
             states, lengths = (x.to(device) for x in encoded)
@@ -373,15 +386,21 @@ class Bench:
         llm = model.llm.model.config.get_text_config()
         whisper = model.encoder.encoder.config
         frames = [encoder_frames(mel_frames(clip[1])) for clip, _ in batch]
-        longest = max(frames)
+        # (clips, longest) of each group that is computed at once.
+        groups = [
+            (len(group), max(frames[clip] for clip in group))
+            for group in similar_lengths(torch.tensor(frames))
+        ]
         counted = defaultdict(float)
         if not encoded:
             width = whisper.d_model
             layer = 4 * width**2 + 2 * width * whisper.encoder_ffn_dim
             convs = 2 * whisper.num_mel_bins * 3 * width + 3 * width**2
             layers = whisper.encoder_layers
-            each = 2 * (layers * layer + convs) + 4 * longest * width * layers
-            counted["encoder"] = len(rows) * longest * each
+            for clips, longest in groups:
+                each = 2 * (layers * layer + convs)
+                each += 4 * longest * width * layers
+                counted["encoder"] += clips * longest * each
         matrices = (
             sum(a * b for a, b in layer_shapes(model.llm))
             * llm.num_hidden_layers
@@ -398,10 +417,10 @@ class Bench:
         counted["llm_backward"] = forward + attention
         targets = sum(len(row.response) + row.ended for row in rows)
         counted["head"] = 4 * targets * llm.hidden_size * llm.vocab_size
-        length = longest
-        for conv in model.adapter.convs:
-            length = (length - 1) // 2 + 1
-            counted["adapter"] += 6 * len(rows) * length * conv.weight.numel()
+        for clips, length in groups:
+            for conv in model.adapter.convs:
+                length = (length - 1) // 2 + 1
+                counted["adapter"] += 6 * clips * length * conv.weight.numel()
         return counted, sum(sizes), positions
 
 

@@ -148,7 +148,7 @@ class TokenBudgetSampler(Sampler):
         rank=0,
         world_size=1,
         batches_per_step=None,
-        jitter=0.05,
+        jitter=0.02,
         frames=None,
         max_frames=None,
     ):
