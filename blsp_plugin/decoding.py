@@ -21,7 +21,7 @@ from transformers.cache_utils import DynamicLayer
 
 from blsp_plugin.packing import Row, pack
 
-__all__ = ["Generation", "can_decode", "decode", "decode_ids"]
+__all__ = ["Generation", "can_decode", "decode", "decode_ids", "read_prompts"]
 
 # Settings of an LLM that leave plain greedy decoding as it is.
 _HARMLESS = {
@@ -86,7 +86,14 @@ def can_decode(llm, longest):
 
 
 @torch.no_grad()
-def decode(llm, inputs_embeds, attention_mask, prefixes, max_new_tokens):
+def decode(
+    llm,
+    inputs_embeds,
+    attention_mask,
+    prefixes,
+    max_new_tokens,
+    on_first_token=None,
+):
     """Decode prompts greedily.
 
     Arguments
@@ -102,6 +109,8 @@ def decode(llm, inputs_embeds, attention_mask, prefixes, max_new_tokens):
         Token ids that the prompts start with, one prefix a row.
     max_new_tokens : int
         Longest response.
+    on_first_token : callable, optional
+        Called without arguments once the first tokens are known.
 
     Returns
     -------
@@ -109,25 +118,45 @@ def decode(llm, inputs_embeds, attention_mask, prefixes, max_new_tokens):
         One a prompt.
     """
     with llm.running():
-        return _decode(
-            llm, inputs_embeds, attention_mask, prefixes, max_new_tokens
-        )
+        parts = list(read_prompts(llm, inputs_embeds, attention_mask, prefixes))
+        cache, mask, logits = _stack(llm, parts, room=max_new_tokens)
+        if on_first_token is not None:
+            logits.argmax(-1).tolist()  # waits for the device
+            on_first_token()
+        return _decode(llm, cache, mask, logits, max_new_tokens)
 
 
-def _decode(llm, inputs_embeds, attention_mask, prefixes, max_new_tokens):
-    parts = [
-        _read(
+def read_prompts(llm, inputs_embeds, attention_mask, prefixes):
+    """Read prompts, those of similar length at once.
+
+    Arguments
+    ---------
+    llm, inputs_embeds, attention_mask, prefixes
+        As those of `decode`.
+
+    Yields
+    ------
+    cache : transformers.DynamicCache
+        Keys and values of some prompts, prefixes included; rows in order.
+    mask : torch.Tensor
+        Shape (prompts, time), 1 where the cache holds a token.
+    logits : torch.Tensor
+        Shape (prompts, vocabulary), of the first token of the response.
+    """
+    for rows, time in _groups(attention_mask.sum(1).tolist()):
+        yield _read(
             llm,
             inputs_embeds[rows, -time:],
             attention_mask[rows, -time:],
             prefixes[rows],
         )
-        for rows, time in _groups(attention_mask.sum(1).tolist())
-    ]
-    cache, mask, logits = _stack(llm, parts, room=max_new_tokens)
+
+
+def _decode(llm, cache, mask, logits, max_new_tokens):
+    """Write greedily behind prompts that have been read."""
     places = mask.sum(1, keepdim=True)  # of the next token
-    written, ended = [[] for _ in prefixes], [False] * len(prefixes)
-    here = list(range(len(prefixes)))  # rows still in the batch
+    written, ended = [[] for _ in mask], [False] * len(mask)
+    here = list(range(len(mask)))  # rows still in the batch
     for step in range(max_new_tokens):
         tokens = logits.argmax(-1)
         for row, token in zip(here, tokens.tolist(), strict=True):

@@ -336,6 +336,7 @@ class FrozenLLM(torch.nn.Module):
         max_new_tokens=64,
         num_beams=1,
         stop=None,
+        on_first_token=None,
         **kwargs,
     ):
         """Write a response to each row.
@@ -353,6 +354,8 @@ class FrozenLLM(torch.nn.Module):
         stop : str, optional
             A text that ends the response (a base model has no habit of
             ending); it is not part of the response.
+        on_first_token : callable, optional
+            Called without arguments once the first tokens can be told.
         **kwargs : dict
             Passed on to transformers' ``generate`` (sampling, penalties).
 
@@ -363,6 +366,8 @@ class FrozenLLM(torch.nn.Module):
         """
         if stop is not None:
             kwargs.update(stop_strings=[stop], tokenizer=self.tokenizer)
+        if on_first_token is not None:
+            kwargs["logits_processor"] = [_Once(on_first_token)]
         with self.running():
             sequences = self.model.generate(
                 inputs_embeds=inputs_embeds.to(self.dtype),
@@ -391,6 +396,19 @@ class FrozenLLM(torch.nn.Module):
     def fingerprint(self):
         """Short name of these weights, 16 hexadecimal digits."""
         return self._fingerprint
+
+
+class _Once:
+    """A logits processor that changes nothing and says when it begins."""
+
+    def __init__(self, call):
+        self.call = call
+
+    def __call__(self, input_ids, scores):
+        if self.call is not None:
+            self.call()
+            self.call = None
+        return scores
 
 
 def _layers(model):

@@ -17,6 +17,7 @@ from blsp_plugin.decoding import can_decode, decode
 from blsp_plugin.lengths import encoder_frames, mel_frames
 from blsp_plugin.losses import TeacherStates
 from blsp_plugin.packing import Row, pack, predictors, scatter_speech
+from blsp_plugin.scoring import label_log_likelihoods
 from blsp_plugin.speech import by_length
 
 __all__ = ["BLSP", "ResponseStates"]
@@ -211,7 +212,8 @@ class BLSP(torch.nn.Module):
         speech : SpeechEmbeddings, optional
             Of the same rows.
         **decoding : dict
-            Passed on to `FrozenLLM.generate` (``max_new_tokens``, ...).
+            Passed on to `FrozenLLM.generate` (``max_new_tokens``, ...);
+            ``on_first_token`` is called once the first tokens are known.
 
         Returns
         -------
@@ -222,7 +224,7 @@ class BLSP(torch.nn.Module):
                 return self._generate(rows, None, **decoding)
         return self._generate(rows, speech, **decoding)
 
-    def _generate(self, rows, speech, **decoding):
+    def _generate(self, rows, speech, on_first_token=None, **decoding):
         llm = self.llm
         pad_id = llm.tokenizer.pad_token_id
         # Prefixes are padded to the longest, and what follows them too.
@@ -239,8 +241,35 @@ class BLSP(torch.nn.Module):
         mask = packed.attention_mask
         if plain:
             limit = decoding.get("max_new_tokens", 64)
-            return decode(llm, embeds, mask, packed.prefixes, limit)
-        return llm.generate(embeds, mask, **decoding)
+            return decode(
+                llm, embeds, mask, packed.prefixes, limit, on_first_token
+            )
+        return llm.generate(
+            embeds, mask, on_first_token=on_first_token, **decoding
+        )
+
+    @torch.no_grad()
+    def score(self, rows, labels, speech=None):
+        """How likely each of some responses is; see `blsp_plugin.scoring`.
+
+        Arguments
+        ---------
+        rows : list of Row
+            As those of `generate`.
+        labels : list of list of int
+            Token ids of the responses.
+        speech : SpeechEmbeddings, optional
+            Of the same rows.
+
+        Returns
+        -------
+        torch.Tensor
+            Shape (rows, labels), float32, log-likelihoods.
+        """
+        if speech is None:
+            with self.llm.without_lora():
+                return label_log_likelihoods(self, rows, labels)
+        return label_log_likelihoods(self, rows, labels, speech)
 
     def answer(self, wavs, instructions, prompt, **decoding):
         """Follow a text instruction on each clip.

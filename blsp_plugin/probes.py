@@ -112,12 +112,10 @@ class Probes:
         chosen = [n for n, i in enumerate(batch.ids) if i in self.greedy_rows]
         if not chosen:
             return
-        lengths = speech.lengths[chosen]
-        embeds = speech.embeds[chosen, : int(lengths.max())]
         rows = [batch.rows[n] for n in chosen]
         written = self.model.generate(
             [row._replace(response=(), ended=False) for row in rows],
-            type(speech)(embeds, lengths),
+            speech.rows(chosen),
             max_new_tokens=max(len(row.response) for row in rows),
         )
         for n, row, generation in zip(chosen, rows, written, strict=True):

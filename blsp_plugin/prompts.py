@@ -177,6 +177,27 @@ class Prompt:
                     return ids[len(prefix) : end]
         return self._encode(transcript, split_special_tokens=True)
 
+    def response_ids(self, instruction, text):
+        """Ids of a text as the LLM would write it behind the prompt.
+
+        Arguments
+        ---------
+        instruction : str
+            What stood before the slot.
+        text : str
+            A response.
+
+        Returns
+        -------
+        list of int
+            Behind a plain template that ends in a word or a mark, of the text
+            with a space before it.
+        """
+        _, after = self.render(instruction)
+        plain = self.template is not None
+        space = " " if plain and not after[-1:].isspace() else ""
+        return self._encode(space + text.strip(), split_special_tokens=True)
+
     def fingerprint(self):
         """Short name of the tokenizer and the template.
 

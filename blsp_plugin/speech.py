@@ -32,6 +32,23 @@ class SpeechEmbeddings(NamedTuple):
     lengths: torch.Tensor
     fired: torch.Tensor = None
 
+    def rows(self, places):
+        """Some of the clips, without the padding that the others needed.
+
+        Arguments
+        ---------
+        places : list of int
+            Which.
+
+        Returns
+        -------
+        SpeechEmbeddings
+        """
+        lengths = self.lengths[places]
+        embeds = self.embeds[places, : int(lengths.max())]
+        fired = None if self.fired is None else self.fired[places]
+        return SpeechEmbeddings(embeds, lengths, fired)
+
 
 def by_length(embed, frames, lengths, tokens):
     """Embed the clips of a batch in groups of similar length.

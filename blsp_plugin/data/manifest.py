@@ -331,7 +331,7 @@ def iter_manifest(
             f"{path}: no such manifest; correct the path or prepare the data"
         )
     root = os.fspath(data_root or os.path.dirname(os.path.abspath(path)))
-    needed = ["ID", text_key, *keep]
+    needed = ["ID", *keep] if text_key is None else ["ID", text_key, *keep]
     if need_audio:
         needed += ["wav", "duration", *STRETCH]
     parquet = path.endswith(".parquet")
@@ -348,8 +348,10 @@ def iter_manifest(
                 raise BadInput("empty ID; give the row one")
             if need_audio:
                 _add_audio(row, record, root, check_audio)
-            row["text"] = normalise_transcript(_as_text(record[text_key]))
-            if not row["text"]:
+            row["text"] = ""
+            if text_key is not None:
+                row["text"] = normalise_transcript(_as_text(record[text_key]))
+            if text_key is not None and not row["text"]:
                 raise BadInput(
                     f"empty transcript in column {text_key!r}; fill it in or "
                     "drop the row"
@@ -402,8 +404,9 @@ def read_manifest(
         ``*.parquet``, or else a CSV as the toolkit's preparers write it:
         columns ``ID``, ``duration``, ``wav`` and a text, optionally ``start``
         and ``stop``; the toolkit's other names for them will do.
-    text_key : str
-        The column that holds the text: wrd, transcription, translation, ...
+    text_key : str or None
+        The column that holds the text: wrd, transcription, translation, ...;
+        None: texts are empty, and need not be there.
     data_root : str, optional
         Takes the place of ``$data_root`` in ``wav``. Default: the folder
         that holds the manifest.

@@ -4,6 +4,7 @@ Authors
  * The blsp_plugin team 2026
 """
 
+import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from blsp_plugin.data.audio import read_speech
 from blsp_plugin.data.manifest import Rejected
 from blsp_plugin.distributed import ranks
 from blsp_plugin.errors import BadInput
+from blsp_plugin.evaluation.metrics import paired_p_value
 from blsp_plugin.evaluation.records import Records
 from blsp_plugin.evaluation.systems import Clip
 from blsp_plugin.files import atomic_write, write_json
@@ -35,7 +37,10 @@ class Results(NamedTuple):
     ---------
     figures : dict
         System's name -> {figure: number}, as the metric summarizes, and
-        ``rtf``, the seconds of computing per second of audio.
+        ``rtf``, the seconds of computing per second of audio; where the LLM
+        writes, ``tokens_per_second`` and ``first_token_seconds`` (mean over
+        clips, from the start of a clip's batch); ``p_vs_<system>`` (paired
+        bootstrap) where a system is compared with another.
     clips : list of dict
         ``id``, ``duration``, ``reference``, ``answers`` and ``scores`` (both
         system's name -> value); in the order of the rows.
@@ -52,10 +57,12 @@ class Evaluation:
     """A task, the systems that do it, and where their answers are kept.
 
     Writes ``<folder>/predictions/<task>.<system>.jsonl``, one line a clip
-    (id, duration, reference, hypothesis, seconds, score), appended while the
-    work runs: a killed evaluation goes on where it was. Beside it stand the
-    metric's own statistics, and in ``<folder>/metrics.json`` all figures as
-    ``<task>.<system>.<figure>``.
+    (id, wav, duration, text, reference, hypothesis, seconds, tokens, score),
+    appended while the work runs: a killed evaluation goes on where it was.
+    Beside it stand the metric's own statistics, in ``<folder>/metrics.json``
+    all figures as ``<task>.<system>.<figure>``, and in
+    ``<folder>/evaluation.json`` what the report has to know of the task.
+    Several tasks may share a folder.
 
     Arguments
     ---------
@@ -117,6 +124,7 @@ class Evaluation:
         BadInput
             If no clip is left.
         """
+        self.task.prepare(rows)
         keys = {row["id"]: self._key(row) for row in rows}
         records = {name: self._open(name) for name in self.systems}
         todo = {
@@ -222,11 +230,12 @@ class Evaluation:
                 records.append(
                     [
                         {
-                            "id": row["id"],
-                            "duration": row["duration"],
+                            **_about(row),
                             "reference": self.task.reference(row),
                             "hypothesis": answer.text,
                             "seconds": round(answer.seconds, 4),
+                            "tokens": answer.tokens,
+                            "first_token": answer.first_token,
                             "clip": keys[row["id"]],
                         }
                         for row, answer in zip(batch, answers, strict=True)
@@ -236,7 +245,7 @@ class Evaluation:
 
     def _score(self, rows, records, rejected):
         """Figures of every system, and the files that hold them."""
-        figures = {}
+        figures, statistics = {}, {}
         clips = [
             {
                 "id": row["id"],
@@ -247,25 +256,68 @@ class Evaluation:
             }
             for row in rows
         ]
+        if self.task.reference_system is not None:
+            wanted = records[self.task.reference_system].known
+            for clip in clips:
+                clip["reference"] = wanted[clip["id"]]["hypothesis"]
         for name, kept in records.items():
-            answers = [kept.known[clip["id"]] for clip in clips]
+            # A clip may have moved since; its answer has not changed.
+            answers = [
+                {
+                    **kept.known[clip["id"]],
+                    **_about(row),
+                    "reference": clip["reference"],
+                }
+                for clip, row in zip(clips, rows, strict=True)
+            ]
             figures[name], scores = self._figures(name, answers)
+            statistics[name] = self.task.metric.statistics()
             for clip, answer in zip(clips, answers, strict=True):
                 clip["answers"][name] = answer["hypothesis"]
                 clip["scores"][name] = scores[clip["id"]]
             kept.rewrite(
                 [{**a, "score": round(scores[a["id"]], 4)} for a in answers]
             )
+        for name, system in self.systems.items():
+            other = system.compared_with
+            if other in statistics and self.task.metric.resamples:
+                figures[name][f"p_vs_{other}"] = paired_p_value(
+                    self.task.metric, statistics[name], statistics[other]
+                )
         results = Results(figures, clips, rejected)
+        self._write_figures(results)
+        return results
+
+    def _write_figures(self, results):
+        """Put this task's figures beside those of other tasks."""
+        mine = f"{self.task.name}."
         flat = {
-            f"{self.task.name}.{name}.{figure}": value
-            for name, numbers in figures.items()
+            f"{mine}{name}.{figure}": value
+            for name, numbers in results.figures.items()
             for figure, value in numbers.items()
         }
-        flat[f"{self.task.name}.clips"] = len(clips)
-        flat[f"{self.task.name}.rejected"] = len(rejected)
-        write_json(flat, os.path.join(self.folder, "metrics.json"))
-        return results
+        flat[f"{mine}clips"] = len(results.clips)
+        flat[f"{mine}rejected"] = len(results.rejected)
+        path = os.path.join(self.folder, "metrics.json")
+        others = _read_json(path)
+        others = {k: v for k, v in others.items() if not k.startswith(mine)}
+        write_json({**others, **flat}, path)
+        metric = self.task.metric
+        path = os.path.join(self.folder, "evaluation.json")
+        tasks = _read_json(path).get("tasks", {})
+        tasks[self.task.name] = {
+            "kind": metric.kind,
+            "instruction": self.task.instruction,
+            "metric": str(metric),
+            "columns": metric.columns,
+            "main": metric.main,
+            "higher_is_better": metric.higher_is_better,
+            "systems": {n: s.label for n, s in self.systems.items()},
+            "clips": len(results.clips),
+            "hours": sum(clip["duration"] for clip in results.clips) / 3600,
+            "rejected": len(results.rejected),
+        }
+        write_json({"tasks": tasks}, path)
 
     def _figures(self, name, answers):
         """Figures of a system, and the score of each clip."""
@@ -275,15 +327,37 @@ class Evaluation:
             [answer["id"] for answer in answers],
             [answer["hypothesis"] for answer in answers],
             [answer["reference"] for answer in answers],
+            [answer["text"] for answer in answers],
         )
         path = os.path.join(self.predictions, f"{self.task.name}.{name}.txt")
         with atomic_write(path) as stream:
             metric.write_stats(stream)
         figures = dict(metric.summarize())
         audio = sum(answer["duration"] for answer in answers)
-        figures["rtf"] = sum(answer["seconds"] for answer in answers) / audio
+        seconds = sum(answer["seconds"] for answer in answers)
+        figures["rtf"] = seconds / audio
+        tokens = sum(answer.get("tokens", 0) for answer in answers)
+        if tokens:
+            figures["tokens_per_second"] = tokens / seconds
+        waits = [answer.get("first_token") for answer in answers]
+        waits = [wait for wait in waits if wait is not None]
+        if waits:
+            figures["first_token_seconds"] = sum(waits) / len(waits)
         return figures, metric.scores()
 
 
 def _read(row):
     return read_speech(row["wav"], row.get("start"), row.get("stop"))
+
+
+def _about(row):
+    """What a record says of a clip."""
+    names = ("id", "wav", "start", "stop", "duration", "text")
+    return {name: row[name] for name in names if name in row}
+
+
+def _read_json(path):
+    if not os.path.exists(path):
+        return {}
+    with open(path, encoding="utf-8") as stream:
+        return json.load(stream)

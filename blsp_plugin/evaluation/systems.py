@@ -64,6 +64,7 @@ class System(torch.nn.Module):
     """
 
     hears = True
+    compared_with = None  # name of the system that it is tested against
 
     def __init__(self, name, label):
         super().__init__()
@@ -134,7 +135,75 @@ class _LLMSystem(System):
             prefix, suffix = self.prompt.ids(instruction)
             slot = self.prompt.slot_ids(instruction, transcript)
             rows.append(Row(prefix, slot, suffix))
-        return _answers(self.model.generate(rows, **task.decoding), began)
+        return self.respond(rows, None, clips, task, began)
+
+    def respond(self, rows, speech, clips, task, began):
+        """Write a response to each row, or choose one.
+
+        Arguments
+        ---------
+        rows : list of Row
+            Prompts, one a clip.
+        speech : SpeechEmbeddings or None
+            What is in their slots, if it is not text.
+        clips : list of Clip
+        task : Task
+        began : float
+            When work on these clips began (`time.perf_counter`).
+
+        Returns
+        -------
+        list of Answer
+        """
+        if task.choices is not None:
+            labels = self._choose(rows, speech, clips, task)
+            seconds = (time.perf_counter() - began) / len(rows)
+            return [Answer(label, seconds) for label in labels]
+        first = []
+        generations = self.model.generate(
+            rows,
+            speech,
+            on_first_token=lambda: first.append(time.perf_counter() - began),
+            **task.decoding,
+        )
+        seconds = (time.perf_counter() - began) / len(rows)
+        return [
+            Answer(
+                normalise_transcript(written.text),
+                seconds,
+                len(written.ids) + written.ended,
+                first[0] if first else None,
+            )
+            for written in generations
+        ]
+
+    def _choose(self, rows, speech, clips, task):
+        """The likeliest label of each row."""
+        choices = task.choices
+        wordings = choices.wordings()
+        # Wordings of the instruction may end otherwise, and so labels begin.
+        asked = [task.instruction_for(clip.id) for clip in clips]
+        scores = torch.empty(len(rows), len(wordings))
+        for instruction in dict.fromkeys(asked):
+            here = [n for n, x in enumerate(asked) if x == instruction]
+            labels = [
+                self.prompt.response_ids(instruction, words)
+                for words in wordings.values()
+            ]
+            some = None if speech is None else speech.rows(here)
+            part = self.model.score([rows[n] for n in here], labels, some)
+            if choices.calibrate is not None:
+                prefix, suffix = self.prompt.ids(instruction)
+                slot = self.prompt.slot_ids(instruction, choices.calibrate)
+                part = part - self.model.score(
+                    [Row(prefix, slot, suffix)], labels
+                )
+            if choices.normalise == "length":
+                sizes = [len(label) + 1 for label in labels]
+                part = part / torch.tensor(sizes, device=part.device)
+            scores[here] = part.cpu()
+        names = list(wordings)
+        return [names[n] for n in scores.argmax(1).tolist()]
 
 
 class GoldTextLLM(_LLMSystem):
@@ -199,7 +268,13 @@ class Cascade(_LLMSystem):
         heard = self.asr.hear(clips)
         texts = [transcript.text for transcript in heard]
         return [
-            Answer(answer.text, answer.seconds + transcript.seconds)
+            answer._replace(
+                seconds=answer.seconds + transcript.seconds,
+                # All clips of the batch are transcribed before.
+                first_token=None
+                if answer.first_token is None
+                else answer.first_token + transcript.seconds * len(clips),
+            )
             for answer, transcript in zip(
                 self.answer_texts(clips, texts, task), heard, strict=True
             )
@@ -217,6 +292,8 @@ class SpeechLLM(_LLMSystem):
         Of the LLM.
     """
 
+    compared_with = "cascade"
+
     def __init__(self, model, prompt, name="speechllm", label="speech LLM"):
         super().__init__(model, prompt, name, label)
 
@@ -232,12 +309,12 @@ class SpeechLLM(_LLMSystem):
     def answer(self, clips, task):
         """Answer to the speech itself, see `System.answer`."""
         began = time.perf_counter()
-        instructions = [task.instruction_for(clip.id) for clip in clips]
-        wavs = [clip.wav for clip in clips]
-        generations = self.model.answer(
-            wavs, instructions, self.prompt, **task.decoding
-        )
-        return _answers(generations, began)
+        speech = self.model.embed_wavs([clip.wav for clip in clips])
+        rows = []
+        for clip, length in zip(clips, speech.lengths.tolist(), strict=True):
+            prefix, suffix = self.prompt.ids(task.instruction_for(clip.id))
+            rows.append(Row(prefix, length, suffix))
+        return self.respond(rows, speech, clips, task, began)
 
 
 class UntrainedAdapter(SpeechLLM):
@@ -252,6 +329,8 @@ class UntrainedAdapter(SpeechLLM):
     adapter : torch.nn.Module
         Another adapter than the model's, freshly made (``!copy`` in YAML).
     """
+
+    compared_with = None
 
     def __init__(self, model, prompt, adapter):
         if adapter is model.adapter:
@@ -284,9 +363,3 @@ class WhisperAlone(System):
     def answer(self, clips, task):
         """Give the transcripts, see `System.answer`."""
         return self.asr.hear(clips)
-
-
-def _answers(generations, began):
-    """One line a row, and its share of the time since the batch began."""
-    seconds = (time.perf_counter() - began) / max(1, len(generations))
-    return [Answer(normalise_transcript(g.text), seconds) for g in generations]

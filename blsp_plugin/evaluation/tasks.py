@@ -7,7 +7,63 @@ Authors
 import zlib
 from dataclasses import dataclass, field
 
-__all__ = ["Task"]
+from blsp_plugin.errors import BadInput
+
+__all__ = ["Choices", "Task"]
+
+
+@dataclass
+class Choices:
+    """A closed set of answers, chosen by their likelihood.
+
+    Arguments
+    ---------
+    labels : list or dict, optional
+        The labels, or label -> its wording for the LLM; those of the test
+        set's references if not given.
+    normalise : str
+        "sum": log-likelihood of a label with its end, that of a whole answer;
+        "length": divided by its tokens, which does not favour short ones.
+    calibrate : str, optional
+        A text without content ("N/A"): what the LLM thinks of each label when
+        it hears that is subtracted (Zhao et al., ICML 2021; Holtzman et al.,
+        EMNLP 2021).
+
+    Raises
+    ------
+    BadInput
+        If ``normalise`` is another word.
+
+    Example
+    -------
+    >>> Choices({"on": "switch it on", "off": "switch it off"}).wordings()
+    {'on': 'switch it on', 'off': 'switch it off'}
+    """
+
+    labels: object = None
+    normalise: str = "sum"
+    calibrate: str = None
+
+    def __post_init__(self):
+        if self.normalise not in ("sum", "length"):
+            raise BadInput(
+                f"choices: normalise {self.normalise!r}; give sum or length"
+            )
+
+    def wordings(self):
+        """Label -> wording, a dict of str."""
+        labels = self.labels
+        if not isinstance(labels, dict):
+            labels = {label: label for label in labels}
+        return {str(label): str(words) for label, words in labels.items()}
+
+    def settings(self):
+        """All that a choice depends on, a dict."""
+        return {
+            "labels": self.wordings(),
+            "normalise": self.normalise,
+            "calibrate": self.calibrate,
+        }
 
 
 @dataclass
@@ -24,11 +80,10 @@ class Task:
     instruction : str
         Stands before the speech (or its transcript) in the prompt.
     metric : object
-        Has ``append(ids, predict, target)``, ``summarize()``, ``scores()``,
-        ``clear()``, ``write_stats(filestream)`` and ``columns``, see
-        `blsp_plugin.evaluation.metrics.ErrorRates`.
-    text_key : str
-        Column of the manifest that holds the transcript.
+        A `blsp_plugin.evaluation.metrics.CorpusMetric`.
+    text_key : str, optional
+        Column of the manifest that holds the transcript; None where there are
+        no transcripts, and so no system that reads them.
     reference_key : str, optional
         Column that holds the wanted answer; the transcript when not given.
     paraphrases : list of str
@@ -36,6 +91,10 @@ class Task:
         the same for all systems, so that the score is their average.
     decoding : dict
         For `FrozenLLM.generate`: ``max_new_tokens``, ``num_beams``, ...
+    choices : Choices, optional
+        Answers are chosen among these instead of written.
+    reference_system : str, optional
+        The wanted answer is what this system says ("gold").
 
     Example
     -------
@@ -54,6 +113,34 @@ class Task:
     reference_key: str = None
     paraphrases: list = field(default_factory=list)
     decoding: dict = field(default_factory=dict)
+    choices: Choices = None
+    reference_system: str = None
+
+    def prepare(self, rows):
+        """Learn from the rows what is not given.
+
+        Arguments
+        ---------
+        rows : list of dict
+            From `read_manifest`, all that are evaluated.
+
+        Raises
+        ------
+        BadInput
+            If a row's reference is none of the labels to choose from.
+        """
+        if self.choices is None:
+            return
+        if self.choices.labels is None:
+            self.choices.labels = sorted({self.reference(row) for row in rows})
+        labels = self.choices.wordings()
+        for row in rows:
+            if self.reference(row) not in labels:
+                raise BadInput(
+                    f"{row['id']}: {self.reference(row)!r} is none of the "
+                    f"{len(labels)} labels of the task {self.name!r}; correct "
+                    "the row or the labels"
+                )
 
     @property
     def columns(self):
@@ -97,8 +184,10 @@ class Task:
         dict
             Not the metric: answers are scored anew each time.
         """
-        return {
+        settings = {
             "task": self.name,
             "instruction": [self.instruction, *self.paraphrases],
-            "decoding": dict(self.decoding),
         }
+        if self.choices is None:
+            return {**settings, "decoding": dict(self.decoding)}
+        return {**settings, "choices": self.choices.settings()}

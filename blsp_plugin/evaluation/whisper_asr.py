@@ -33,10 +33,16 @@ class Answer(NamedTuple):
         One line.
     seconds : float
         Its share of the batch's wall time.
+    tokens : int
+        That the LLM wrote; 0 if it did not write.
+    first_token : float, optional
+        Seconds from the batch's start to its first tokens.
     """
 
     text: str
     seconds: float
+    tokens: int = 0
+    first_token: float = None
 
 
 def split_at_pauses(wav):
