@@ -39,6 +39,7 @@ DEV = [
     "ruff==0.12.4",
     "yamllint==1.35.1",
     "codespell",
+    "jiwer",  # a trusted scorer for the tests
 ]
 
 setup(

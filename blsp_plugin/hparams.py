@@ -1,7 +1,9 @@
 """Reading an experiment's YAML: a whole one, or a preset over a base.
 
 A preset is a YAML whose first key is ``base: <file>``; its other keys replace
-those of the base, so that an experiment shows only what makes it different.
+those of the base, so that an experiment shows only what makes it different. A
+key that the base has not is taken for a typing error, unless the preset itself
+refers to it.
 The base may be a preset itself. SpeechBrain's ``!include`` cannot do that at
 the top level.
 
@@ -101,13 +103,15 @@ def load_hparams(path, overrides=None):
 def _load_tree(yaml, path):
     """Read a file; of a preset, its base with its changes."""
     with open(path, encoding="utf-8") as stream:
-        tree = yaml.load(stream)
+        text = stream.read()
+    tree = yaml.load(text)
     if not isinstance(tree, dict) or "base" not in tree:
         return tree
     base = os.path.join(os.path.dirname(path), tree.pop("base"))
     whole = _load_tree(yaml, base)
     for key in tree:
-        if key not in whole:
+        # A key of the preset's own is one that it uses itself.
+        if key not in whole and f"<{key}>" not in text:
             raise _unknown_key(path, key, whole)
     _merge(whole, tree)
     return whole

@@ -8,122 +8,15 @@ To run this recipe (after recipes/blsp/train.py):
 > python recipes/asr/evaluate.py hparams/asr.yaml
 > torchrun --standalone --nproc_per_node=2 recipes/asr/evaluate.py \
       hparams/asr.yaml --device cpu --distributed_backend gloo
-
 Run it again to continue where it was stopped.
 
 Authors
  * The blsp_plugin team 2026
 """
 
-import os
 import sys
 
-import speechbrain as sb
-from speechbrain.utils.distributed import (
-    if_main_process,
-    infer_device,
-    run_on_main,
-)
-from speechbrain.utils.logger import get_logger
-
-from blsp_plugin.checkpoints import load_adapter
-from blsp_plugin.data.corpora import prepare_corpus
-from blsp_plugin.data.manifest import (
-    check_rejected,
-    read_manifest,
-    write_rejected,
-)
-from blsp_plugin.errors import one_line_errors
-from blsp_plugin.evaluation.report import report
-from blsp_plugin.evaluation.runner import Evaluation
-from blsp_plugin.files import atomic_write
-from blsp_plugin.hparams import load_hparams
-
-logger = get_logger(__name__)
-
-
-def dataio_prepare(hparams):
-    """Find or make the test CSV and read its rows."""
-    corpus = run_on_main(
-        prepare_corpus,
-        kwargs={
-            "data_folder": hparams["data_folder"],
-            "save_folder": hparams["save_folder"],
-            "train_splits": [],
-            "valid_splits": [],
-            "test_splits": hparams["test_splits"],
-            "skip_prep": hparams["skip_prep"],
-            "corpus_options": hparams["corpus_options"],
-            "speechbrain_recipes": hparams["speechbrain_recipes"],
-        },
-    )
-    task = hparams["task"]
-    return read_manifest(
-        corpus.test_csv,
-        text_key=task.text_key,
-        data_root=corpus.data_root,
-        keep=task.columns,
-        probe=True,
-    )
-
-
-def run_option(name, run_opts, hparams):
-    """A run option: command line before YAML, as in the toolkit's Brain."""
-    given = name in run_opts["overridden_args"]
-    return run_opts[name] if given else hparams.get(name, run_opts[name])
-
-
-@one_line_errors
-def main(argv):
-    """Evaluate, and write the table and metrics.json."""
-    hparams_file, run_opts, overrides = sb.parse_arguments(argv)
-    sb.utils.distributed.ddp_init_group(run_opts)
-    hparams, hparams_file, overrides = load_hparams(hparams_file, overrides)
-    output_folder = hparams["output_folder"]
-    if run_opts["debug"]:
-        output_folder = os.path.join(output_folder, "debug")
-    sb.create_experiment_directory(
-        experiment_directory=output_folder,
-        hyperparams_to_save=hparams_file,
-        overrides=overrides,
-    )
-    task, systems = hparams["task"], hparams["systems"]
-    load_adapter(hparams["model"], hparams["prompt"], hparams["adapter_folder"])
-    for system in systems:
-        system.eval().to(run_opts["device"] or infer_device())
-
-    manifest = dataio_prepare(hparams)
-    rejected_file = os.path.join(output_folder, "rejected.jsonl")
-    if if_main_process():
-        write_rejected(manifest.rejected, rejected_file)
-    rows = manifest.rows
-    if run_opts["debug"]:
-        rows = rows[: run_opts["debug_batches"] * hparams["batch_size"]]
-    evaluation = Evaluation(
-        task,
-        systems,
-        output_folder,
-        batch_size=hparams["batch_size"],
-        precision=run_option("eval_precision", run_opts, hparams),
-        progressbar=not run_option("noprogressbar", run_opts, hparams),
-    )
-    results = evaluation.run(rows)
-
-    rejected = [*manifest.rejected, *results.rejected]
-    if if_main_process():
-        text = report(results, task, systems, hparams["examples"])
-        with atomic_write(os.path.join(output_folder, "table.md")) as stream:
-            stream.write(text)
-        write_rejected(rejected, rejected_file)
-        logger.info("%s\n\n%s", output_folder, text)
-    check_rejected(
-        len(rejected),
-        len(manifest.rejected) + len(rows),
-        hparams["max_rejected"],
-        what="clips",
-        path=rejected_file,
-    )
-
+from blsp_plugin.evaluation.recipe import evaluate
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    evaluate(sys.argv[1:])
