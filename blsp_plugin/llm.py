@@ -8,12 +8,10 @@ Authors
  * The blsp_plugin team 2026
 """
 
-import contextlib
 import os
 from functools import partial
 
 import torch
-from speechbrain.nnet.adapters import LoRA
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -25,6 +23,7 @@ from blsp_plugin.pretrained import (
     has_lora,
     open_pretrained,
     own_dtype,
+    without_lora,
 )
 
 __all__ = ["FrozenLLM", "load_tokenizer"]
@@ -252,18 +251,9 @@ class FrozenLLM(torch.nn.Module):
         """
         return own_dtype(self.model, self.device, self.dtype)
 
-    @contextlib.contextmanager
     def without_lora(self):
-        """The LLM as it was, for what is text only."""
-        layers = [m for m in self.model.modules() if isinstance(m, LoRA)]
-        scales = [layer.scaling for layer in layers]
-        for layer in layers:
-            layer.scaling = 0.0
-        try:
-            yield
-        finally:
-            for layer, scale in zip(layers, scales, strict=True):
-                layer.scaling = scale
+        """Context in which the LLM is as it was, for what is text only."""
+        return without_lora(self.model)
 
     def hidden(
         self, inputs_embeds, attention_mask, position_ids, prefixes=None

@@ -4,6 +4,7 @@ Authors
  * The blsp_plugin team 2026
 """
 
+import contextlib
 import hashlib
 import os
 
@@ -17,7 +18,9 @@ __all__ = [
     "fingerprint_module",
     "fingerprint_text",
     "has_lora",
+    "lora_layers",
     "own_dtype",
+    "without_lora",
 ]
 
 _SAMPLES_PER_TENSOR = 64
@@ -117,6 +120,43 @@ def fingerprint_text(*texts):
     """
     joined = "\x00".join(texts).encode("utf-8", "surrogatepass")
     return hashlib.sha256(joined).hexdigest()[:16]
+
+
+def lora_layers(module):
+    """LoRA in a frozen model.
+
+    Arguments
+    ---------
+    module : torch.nn.Module
+
+    Returns
+    -------
+    torch.nn.ModuleList
+        Empty if it is the published model.
+    """
+    return torch.nn.ModuleList(
+        part for part in module.modules() if isinstance(part, LoRA)
+    )
+
+
+@contextlib.contextmanager
+def without_lora(module):
+    """A model as it was published, for a while.
+
+    Arguments
+    ---------
+    module : torch.nn.Module
+        Maybe with LoRA in it.
+    """
+    layers = lora_layers(module)
+    scales = [layer.scaling for layer in layers]
+    for layer in layers:
+        layer.scaling = 0.0
+    try:
+        yield
+    finally:
+        for layer, scale in zip(layers, scales, strict=True):
+            layer.scaling = scale
 
 
 def has_lora(module):

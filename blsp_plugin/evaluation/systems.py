@@ -17,7 +17,11 @@ from blsp_plugin.data.text import normalise_transcript, recase
 from blsp_plugin.evaluation.whisper_asr import Answer
 from blsp_plugin.model import BLSP
 from blsp_plugin.packing import Row
-from blsp_plugin.pretrained import fingerprint_module
+from blsp_plugin.pretrained import (
+    fingerprint_module,
+    lora_layers,
+    without_lora,
+)
 
 __all__ = [
     "Cascade",
@@ -303,7 +307,13 @@ class SpeechLLM(_LLMSystem):
             **super().settings(),
             "encoder": self.model.encoder.fingerprint(),
             "adapter": fingerprint_module(self.model.adapter),
+            **self._lora(),
         }
+
+    def _lora(self):
+        """LoRA is trained too; nothing where there is none."""
+        layers = lora_layers(self.model)
+        return {"lora": fingerprint_module(layers)} if len(layers) else {}
 
     @torch.no_grad()
     def answer(self, clips, task):
@@ -337,6 +347,15 @@ class UntrainedAdapter(SpeechLLM):
             raise ValueError("the untrained adapter must be a copy of its own")
         floor = BLSP(model.encoder, adapter, model.llm)
         super().__init__(floor, prompt, "untrained", "untrained adapter")
+
+    def _lora(self):
+        """It is switched off."""
+        return {}
+
+    def answer(self, clips, task):
+        """Answer as before any training, see `System.answer`."""
+        with without_lora(self.model):
+            return super().answer(clips, task)
 
 
 class WhisperAlone(System):
