@@ -154,9 +154,9 @@ def check_counts(order, counts, published):
         ]
         if known and counts[name] not in known:
             logger.warning(
-                "%s, %s: %s has %d clips, published are %s; scores on it do "
-                "not compare with published ones: see rejected.jsonl, and "
-                "whether the corpus is whole and of that release",
+                "%s, %s: %s has %d clips, published are %s; before comparing "
+                "with published results see rejected.jsonl, and whether the "
+                "corpus is whole and of that release",
                 order["corpus"],
                 order["data_folder"],
                 " + ".join(parts),

@@ -59,37 +59,22 @@ def find_tables(data_folder):
     return {file.parent.name: file for file in files}
 
 
-def _check_there(tables, option, there, wanted):
-    for name in wanted:
-        if name not in there:
-            raise BadInput(
-                f"{', '.join(str(file) for file in tables)}: {option} {name!r} "
-                f"asked, there is {', '.join(sorted(there)) or 'none'}; set "
-                f"{option} to what is there"
-            )
-
-
-def _read_tables(files, splits, language, target):
+def _read_tables(data_folder, files, splits, language, target):
     """{file: its rows}, if what is asked is in them."""
     tables = {file: list(read_tsv(file, NEEDED)) for file in files}
-    records = [
-        record
-        for rows in tables.values()
-        for _, record, reason in rows
-        if not reason
-    ]
-    languages = {record["lang"] for record in records}
-    _check_there(files, "language", languages, {language} - {None})
-    targets = {
-        column[len("tr_") :]
-        for rows in tables.values()
-        for column in (rows[0][1] if rows else ())
-        if column.startswith("tr_")
-    }
-    _check_there(files, "target", targets, {target} - {None})
+    rows = [row for table in tables.values() for row in table]
+    records = [record for _, record, reason in rows if not reason]
+    columns = {column for record in records for column in record}
+
+    def check(option, there, wanted):
+        for name in wanted:
+            pick_one(data_folder, "speech", option, sorted(there), name)
+
+    check("language", {r["lang"] for r in records}, {language} - {None})
+    targets = {c.removeprefix("tr_") for c in columns if c.startswith("tr_")}
+    check("target", targets, {target} - {None})
     for name, parts in splits.items():
-        there = {record["split"] for record in records}
-        _check_there(files, f"{name}_splits", there, parts)
+        check(f"{name}_splits", {r["split"] for r in records}, parts)
     return tables
 
 
@@ -128,9 +113,10 @@ def _clip(file, row, record, target, name):
     return Clip(name, path, columns, str(file), row, duration=duration)
 
 
-def _read_splits(files, splits, language, target):
+def _read_splits(data_folder, files, splits, language, target):
     """Yield (manifest name, `Clip` or `Rejected` or None) of all splits."""
-    tables = _read_tables(list(files.values()), splits, language, target)
+    asked = (splits, language, target)
+    tables = _read_tables(data_folder, files.values(), *asked)
     for corpus, file in files.items():
         rows, spoken = tables[file], set()
         if target is not None:
@@ -255,7 +241,7 @@ def prepare_speech_folder(
     prepare_manifests(
         order,
         save_folder,
-        _read_splits(files, order["splits"], language, target),
+        _read_splits(data_folder, files, order["splits"], language, target),
         columns=columns if target is None else (*columns, "translation"),
         max_rejected=max_rejected,
     )
