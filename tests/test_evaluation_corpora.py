@@ -262,7 +262,7 @@ def test_slurp_columns(tmp_path):
     assert "no sentence of SLURP" in found["", 4]
     (root / "metadata.json").write_text("[]")
     message = refusal(prepare_slurp, root, save, [], [])
-    assert "metadata.json: not SLURP's" in message
+    assert "metadata.json: not the file of this corpus" in message
     for kind in ("slurp_real", "slurp_synth"):
         shutil.rmtree(root / kind)
     assert "no slurp_real" in refusal(prepare_slurp, root, save)
@@ -340,7 +340,7 @@ def test_snips_joined_by_text(tmp_path):
     assert "'Lights out' is no query of dataset.json" in found["8", 0]
     (folder / "dataset.json").write_text("{}")
     message = refusal(prepare_snips, folder, save)
-    assert "dataset.json: not a file of Snips' corpora" in message
+    assert "dataset.json: not the file of this corpus" in message
 
 
 def test_fleurs_sentences_across_languages(tmp_path):
@@ -407,7 +407,7 @@ def test_parallel_prompts_ids_match(tmp_path):
 
 def test_speech_folder_options(tmp_path):
     root, save = miniatures.speech_folder(tmp_path / "speech"), tmp_path / "s"
-    prepare_speech_folder(root, save, corpora=["orders"])
+    prepare_speech_folder(root, save, corpora="orders")
     [row] = read(save, "test")
     assert (row["ID"], row["wrd"], row["intent"]) == (
         *("orders_test", ""),

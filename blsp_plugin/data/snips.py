@@ -13,6 +13,7 @@ Authors
 import json
 from pathlib import Path
 
+from blsp_plugin.data.json_stream import read_json
 from blsp_plugin.data.manifest import Rejected
 from blsp_plugin.data.preparation import (
     COLUMNS,
@@ -62,17 +63,6 @@ def find_snips(data_folder):
     }
 
 
-def _read_json(file, read):
-    """What ``read`` makes of a JSON file."""
-    try:
-        return read(json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadInput(
-            f"{file}: not a file of Snips' corpora ({error!r}); extract it "
-            "again"
-        ) from error
-
-
 def _read_queries(dataset):
     """[(intent, text, entities, fold)] of ``dataset.json``."""
     queries = []
@@ -109,8 +99,8 @@ def _read_splits(folder, splits):
             f"{folder}: no split {sorted(unknown)[0]!r}; name all, or "
             f"{', '.join(FOLDS)}"
         )
-    queries = _read_json(folder / DATASET, _read_queries)
-    recordings = _read_json(folder / RECORDINGS, _read_recordings)
+    queries = read_json(folder / DATASET, _read_queries)
+    recordings = read_json(folder / RECORDINGS, _read_recordings)
     file = str(folder / DATASET)
     for name, parts in splits.items():
         for part in parts:

@@ -181,7 +181,7 @@ def prepare_speech_folder(
         Those of ``test.csv``.
     language : str, optional
         Only clips with this ``lang``. Default: all.
-    corpora : sequence of str, optional
+    corpora : str or sequence of str, optional
         Only these subfolders. Default: all.
     target : str, optional
         ``tr_<target>`` becomes ``translation``. Clips without one, and in a
@@ -214,6 +214,7 @@ def prepare_speech_folder(
     """
     files = find_tables(check_folder(data_folder))
     if corpora is not None:
+        corpora = [corpora] if isinstance(corpora, str) else list(corpora)
         for name in corpora:
             pick_one(data_folder, "speech", "corpora", files, name)
         files = {name: files[name] for name in corpora}
