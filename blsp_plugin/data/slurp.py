@@ -31,7 +31,7 @@ TABLES = ("dataset/slurp", "slurp", ".")
 AUDIO = ("audio", ".", "scripts/audio")
 RECORDINGS = ("slurp_real", "slurp_synth")
 SPLITS = ("train", "train_synthetic", "devel", "test")
-COLUMNS_HERE = (*COLUMNS, "intent", "scenario", "action", "entities")
+MEANING = ("intent", "scenario", "action", "entities")
 CLOSE = "-headset"
 # Recordings that the repository's tables list, 72 thousand in all.
 PUBLISHED = [{"train": 50628, "devel": 8690, "test": 13078}]
@@ -238,7 +238,7 @@ def prepare_slurp(
         order,
         save_folder,
         _read_splits(tables, audio, order["splits"], headset),
-        columns=COLUMNS_HERE,
+        columns=(*COLUMNS, *MEANING),
         max_rejected=max_rejected,
         published=() if headset else PUBLISHED,
     )

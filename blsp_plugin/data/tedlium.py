@@ -30,8 +30,9 @@ __all__ = ["PUBLISHED", "find_releases", "prepare_tedlium", "tidy_words"]
 SPLITS = ("train", "dev", "test")
 IGNORED = "ignore_time_segment_in_scoring"
 FORMS = (".sph", ".wav", ".flac")
-# Segments to score: Kaldi's egs/tedlium/s5_r2 and s5_r3, RESULTS.
-PUBLISHED = [{"dev": 507, "test": 1155}]
+# Segments to score, in results of Kaldi's egs/tedlium and of RWTH's
+# returnn-experiments.
+PUBLISHED = [{"dev": 507, "test": 1155}, {"dev": 507, "test": 1157}]
 # <unk>, <sil>, {NOISE}, and "(2)" for the second way to say a word.
 NO_WORD = re.compile(r"<[^<>\s]*>|\{[^{}\s]*\}|\(\d+\)")
 DETACHED = re.compile(r"(?<=\w) '(?=(?:s|t|d|m|re|ve|ll)\b)")
