@@ -210,3 +210,331 @@ def gigaspeech(root):
     text = json.dumps({**about, "audios": audios}, indent=2)
     (root / "GigaSpeech.json").write_text(text)
     return root
+
+
+# TED-LIUM: (begin, end, words) of the segments of a split's talk, and what is
+# to be made of the words. The last one ends 10 ms behind its recording.
+TALKS = {
+    "train": [
+        (0.25, 1.0, "<unk> i 'm here(2) {NOISE} today", "i'm here today"),
+        (1.0, 1.5, "<unk>", None),
+        (1.5, 2.26, "rock 'n' roll 's fine", "rock 'n' roll's fine"),
+    ],
+    "dev": [(0.5, 1.5, "you 've seen it", "you've seen it")],
+    "test": [
+        (0.0, 0.5, "ignore_time_segment_in_scoring", None),
+        (
+            0.5,
+            1.25,
+            "and they 'll say that 's all",
+            "and they'll say that's all",
+        ),
+        (1.25, 2.0, "<unk>", ""),
+    ],
+}
+
+
+def tedlium(root):
+    """``TEDLIUM_release-3/legacy/<split>/{sph,stm}``."""
+    for split, segments in TALKS.items():
+        folder = root / "TEDLIUM_release-3/legacy" / split
+        talk = f"AnnLee_{split}_2010"
+        form = {"format": "NIST", "subtype": "PCM_16"}
+        tone(folder / "sph" / f"{talk}.sph", 2.25, **form)
+        lines = [";; a comment"]
+        for begin, end, words, _ in segments:
+            speaker, labels = talk, "<o,f0,female>"
+            if "ignore" in words:
+                speaker, labels = "inter_segment_gap", "<o,,unknown>"
+            times = f"{begin:.2f} {end:.2f}"
+            lines.append(f"{talk} 1 {speaker} {times} {labels} {words} ")
+        (folder / "stm").mkdir()
+        (folder / "stm" / f"{talk}.stm").write_text("\n".join(lines) + "\n")
+    return root
+
+
+# MuST-C: (talk, offset, duration, English, German). A line holds what Python
+# takes for the end of a line, and a number is an integer.
+SENTENCES = {
+    "train": [
+        (1, "0.500000", "1.000000", "Thank you.\u2028So much.", "Danke."),
+        (1, "1.500000", "0.750000", '"Yes," he said.', "„Ja“, sagte er."),
+        (2, "0", "2", "We do.", "Wir auch."),
+    ],
+    "dev": [(3, "0.250000", "1.250000", "(Applause)", "(Applaus)")],
+    "tst-COMMON": [
+        (4, "0.250000", "1.000000", "One: two.", "Eins: zwei."),
+        (4, "1.250000", "0.500000", "Three.", ""),
+    ],
+    "tst-HE": [(5, "0.100000", "1.000000", "Never.", "Nie.")],
+}
+
+
+def must_c(root, language="de"):
+    """``en-<language>/data/<split>/{wav,txt}``."""
+    for split, sentences in SENTENCES.items():
+        folder = root / f"en-{language}/data" / split
+        texts = {"yaml": [], "en": [], language: []}
+        for talk, offset, duration, english, other in sentences:
+            tone(folder / f"wav/ted_{talk}.wav", 2.25)
+            texts["yaml"].append(
+                f"- {{duration: {duration}, offset: {offset}, rW: 2, uW: 0, "
+                f"speaker_id: spk.{talk}, wav: ted_{talk}.wav}}"
+            )
+            texts["en"].append(english)
+            texts[language].append(other)
+        (folder / "txt").mkdir()
+        for kind, lines in texts.items():
+            path = folder / "txt" / f"{split}.{kind}"
+            path.write_text("".join(f"{x}\n" for x in lines), "utf-8")
+    return root
+
+
+def _slurp_sentence(number, annotated, intent, meaning, takes):
+    """An entry; ``annotated`` is words, or (type, words) of an entity."""
+    words, entities = [], []
+    for part in annotated:
+        kind, text = part if isinstance(part, tuple) else (None, part)
+        span = list(range(len(words), len(words) + len(text.split())))
+        words += text.split()
+        if kind:
+            entities.append({"span": span, "type": kind})
+    scenario, action = meaning
+    return {
+        "slurp_id": number,
+        "sentence": " ".join(words).lower(),
+        "sentence_annotation": "",
+        "intent": intent,
+        "action": action,
+        "tokens": [
+            {"surface": word, "id": i, "lemma": word, "pos": "NN"}
+            for i, word in enumerate(words)
+        ],
+        "scenario": scenario,
+        "recordings": [
+            {"file": file, "wer": 0.0, "ent_wer": None, "status": "correct"}
+            for file in takes
+        ],
+        "entities": entities,
+    }
+
+
+def slurp(root):
+    """A clone of SLURP's repository with its recordings in ``audio/``."""
+    alarm = ["wake me at", ("time", "Eight o'clock"), ("date", "today")]
+    splits = {
+        "train": [
+            _slurp_sentence(
+                *(1, alarm, "alarm_set", ("alarm", "set")),
+                ["audio-1-headset.flac", "audio-1.flac", "audio-2.flac"],
+            ),
+            # The field "intent" leaves the scenario out.
+            _slurp_sentence(
+                *(2, ["clean the floor"], "cleaning", ("iot", "cleaning")),
+                ["audio--3-headset.flac"],
+            ),
+        ],
+        "train_synthetic": [
+            _slurp_sentence(
+                *(1, alarm, "alarm_set", ("alarm", "set")),
+                ["audio-synth-8.flac"],
+            )
+        ],
+        "devel": [
+            _slurp_sentence(
+                *(3, ["what is it"], "qa_factoid", ("qa", "factoid")),
+                ["audio-4.flac"],
+            )
+        ],
+        "test": [
+            _slurp_sentence(
+                *(4, ["play", ("song", "Hey")], "music", ("play", "music")),
+                ["audio-5.flac", "audio-5-headset.flac"],
+            )
+        ],
+    }
+    tables = root / "dataset/slurp"
+    tables.mkdir(parents=True)
+    metadata = {}
+    for split, sentences in splits.items():
+        lines = [json.dumps(sentence) + "\n" for sentence in sentences]
+        (tables / f"{split}.jsonl").write_text("".join(lines), "utf-8")
+        kind = "synth" if split == "train_synthetic" else "real"
+        for sentence in sentences:
+            speakers = {}
+            for recording in sentence["recordings"]:
+                file = recording["file"]
+                tone(root / f"audio/slurp_{kind}" / file, 1)
+                speakers[file] = {"usrid": "FE-145", "status": "correct"}
+            if kind == "real":
+                about = {"nlub_id": 1, "recordings": speakers}
+                metadata[str(sentence["slurp_id"])] = about
+    (tables / "metadata.json").write_text(json.dumps(metadata))
+    return root
+
+
+def fluent_speech(root):
+    """``data/*_data.csv`` with a nameless column of numbers, ``wavs/``."""
+    clips = {
+        "train": [
+            ("a1", "Turn the lights off, please", "deactivate,lights,none"),
+            ("a2", "Louder", "increase,volume,none"),
+        ],
+        "valid": [("b1", "Kitchen lights on", "activate,lights,kitchen")],
+        "test": [
+            ("c1", 'Get me "the" juice', "bring,juice,none"),
+            ("c2", "Use Chinese", "change language,Chinese,none"),
+        ],
+    }
+    (root / "data").mkdir(parents=True)
+    for split, rows in clips.items():
+        text = ",path,speakerId,transcription,action,object,location\n"
+        for number, (clip, words, meaning) in enumerate(rows):
+            path = f"wavs/speakers/s{clip[0]}/{clip}.wav"
+            tone(root / path, 1)
+            quoted = words
+            if "," in words or '"' in words:
+                doubled = words.replace('"', '""')
+                quoted = f'"{doubled}"'
+            text += f"{number},{path},s{clip[0]},{quoted},{meaning}\n"
+        (root / f"data/{split}_data.csv").write_text(text)
+    return root
+
+
+def _query(*parts):
+    """An utterance of Snips; a slot is (name, words)."""
+    return {
+        "data": [
+            {"text": part}
+            if isinstance(part, str)
+            else {
+                "text": part[1],
+                "entity": f"l_{part[0]}",
+                "slot_name": part[0],
+            }
+            for part in parts
+        ]
+    }
+
+
+def snips(root):
+    """``smart-lights-en-close-field``; the third query has no recording."""
+    folder = root / "smart-lights-en-close-field"
+    intents = {
+        "SwitchLightOn": {
+            "utterances": [
+                _query("Turn on the lights in the ", ("room", "living room")),
+                _query("Lights on"),
+                _query(
+                    "Could you switch on ", ("room", "the attic"), " please"
+                ),
+            ]
+        },
+        "SetLightColor": {
+            "utterances": [
+                _query(("color", "Red"), " in the ", ("room", "hall"), ", now!")
+            ]
+        },
+    }
+    worker = {"id": "w7", "age": 30, "gender": "female", "country": "us"}
+    texts = {
+        "12": "Red in the hall, now!",
+        "5": "Turn on the lights in the living room",
+        "8": "Lights on",
+    }
+    metadata = {}
+    for name, text in texts.items():
+        tone(folder / f"speech_corpus/audio/{name}.wav", 1)
+        about = {"id": int(name), "filename": f"{name}.wav", "text": text}
+        metadata[name] = {**about, "worker": worker}
+    dataset = {"language": "en", "intents": intents, "entities": {}}
+    config = {"dataset": "dataset.json", "speech_corpus": "speech_corpus"}
+    (folder / "dataset.json").write_text(json.dumps(dataset))
+    (folder / "config.json").write_text(json.dumps(config))
+    file = folder / "speech_corpus/metadata.json"
+    file.write_text(json.dumps(metadata))
+    return root
+
+
+# FLEURS: (number, file, sentence as the table has it). A sentence is spoken
+# twice, one is quoted as in a CSV file, one begins with a lone quote.
+NUMBERED = {
+    "fr_fr": {
+        "train": [(3, "31", "Il fait beau."), (3, "32", "Il fait beau.")],
+        "dev": [(7, "70", '"Non, dit-il.')],
+        "test": [
+            (1675, "10", '"Il dit ""oui"", enfin."'),
+            (1676, "11", "Une autre."),
+            (1675, "12", '"Il dit ""oui"", enfin."'),
+        ],
+    },
+    "en_us": {
+        "train": [(3, "a", "The weather is fine.")],
+        "dev": [(7, "b", '"No, he says.')],
+        "test": [(1675, "c", '"Yes" he says, "at last"')],
+    },
+}
+
+
+def fleurs(root):
+    """``<language>/*.tsv`` without headers, ``<language>/audio/<split>/``."""
+    for language, splits in NUMBERED.items():
+        for split, rows in splits.items():
+            text = ""
+            for number, clip, sentence in rows:
+                path = root / language / "audio" / split / f"{clip}.wav"
+                tone(path, 1)
+                plain = sentence.lower().strip('."')
+                fields = [str(number), path.name, sentence, plain]
+                text += "\t".join([*fields, "x | y", "16000", "FEMALE"]) + "\n"
+            (root / language / f"{split}.tsv").write_text(text, "utf-8")
+    return root
+
+
+# A speech folder: the prompts of each language, in the order of the table.
+# "stars" has no French recording, "agent" no Spanish translation; "queue" is
+# spoken in all.
+PROMPTS = {
+    "en": ["agent", "bye", "queue", "stars"],
+    "es": ["queue", "stars", "bye"],
+    "fr": ["queue", "bye", "agent"],
+}
+
+
+def speech_folder(root):
+    """``phone`` in three languages, and ``orders`` that have no text."""
+    header = (
+        "id wav duration_s speaker lang split text prompt tr_en tr_es tr_fr"
+    )
+    records = []
+    for split in ("train", "valid", "test"):
+        for language, prompts in PROMPTS.items():
+            for prompt in prompts:
+                name = f"{language}__{split}_{prompt}"
+                tone(root / "phone/audio" / f"{name}.wav", 1)
+                record = {
+                    "id": name,
+                    "wav": f"audio/{name}.wav",
+                    "duration_s": "1.000",
+                    "speaker": f"{language}_1",
+                    "lang": language,
+                    "split": split,
+                    "prompt": f"{split}_{prompt}",
+                }
+                for other in PROMPTS:
+                    lacks = (other, prompt) == ("es", "agent")
+                    words = "" if lacks else f'{other}: "{prompt}'
+                    record[f"tr_{other}"] = words
+                record["text"] = record[f"tr_{language}"]
+                records.append(record)
+    (root / "phone/manifest.tsv").write_text(table(header, records), "utf-8")
+    header = "id wav duration_s speaker lang split text intent slots"
+    records = []
+    for split in ("train", "valid", "test"):
+        tone(root / f"orders/audio/{split}.wav", 1)
+        record = {"id": split, "wav": f"audio/{split}.wav", "split": split}
+        record.update(duration_s="1.0", lang="en", intent="orderDrink")
+        record["slots"] = json.dumps({"size": "12 ounce", "drink": "tea"})
+        records.append(record)
+    (root / "orders/manifest.tsv").write_text(table(header, records), "utf-8")
+    return root

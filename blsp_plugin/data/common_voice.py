@@ -15,6 +15,7 @@ from blsp_plugin.data.preparation import (
     Clip,
     check_folder,
     make_order,
+    pick_one,
     prepare_manifests,
 )
 from blsp_plugin.data.tsv import read_tsv
@@ -78,15 +79,9 @@ def pick_locale(data_folder, language=None):
         It is not there, or there are several and none is named.
     """
     locales = find_locales(data_folder)
-    if language is None and len(locales) == 1:
-        [folder] = locales.values()
-        return folder
-    if language in locales:
-        return locales[language]
-    raise BadInput(
-        f"{data_folder}: language {language!r} asked, Common Voice is there "
-        f"in {', '.join(locales) or 'none'}; set language to one of them"
-    )
+    return locales[
+        pick_one(data_folder, "Common Voice", "language", locales, language)
+    ]
 
 
 def _read_durations(folder):

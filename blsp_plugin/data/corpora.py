@@ -10,8 +10,15 @@ from typing import NamedTuple
 
 from blsp_plugin.data.common_voice import find_locales, prepare_common_voice
 from blsp_plugin.data.covost import find_pairs, prepare_covost
+from blsp_plugin.data.fleurs import find_languages, prepare_fleurs
+from blsp_plugin.data.fluent_speech import TABLE, prepare_fluent_speech
 from blsp_plugin.data.gigaspeech import METADATA, prepare_gigaspeech
 from blsp_plugin.data.librispeech import find_splits, prepare_librispeech
+from blsp_plugin.data.must_c import find_targets, prepare_must_c
+from blsp_plugin.data.slurp import find_slurp, prepare_slurp
+from blsp_plugin.data.snips import find_snips, prepare_snips
+from blsp_plugin.data.speech_folder import find_tables, prepare_speech_folder
+from blsp_plugin.data.tedlium import find_releases, prepare_tedlium
 from blsp_plugin.data.toolkit import (
     ToolkitScript,
     prepare_with_toolkit,
@@ -36,17 +43,17 @@ class Corpus(NamedTuple):
         Whether a folder holds it.
     prepare : callable
         This package's preparer.
-    script : ToolkitScript
-        The toolkit's.
+    script : ToolkitScript, optional
+        The toolkit's, if it can be called from here.
     own_names : bool
-        Whether its splits have names of their own. Otherwise they are train,
-        dev and test, and a list of splits says only whether they are wanted.
+        Whether a recipe's lists name its splits. Otherwise they say only
+        whether the preparer's own are wanted.
     """
 
     name: str
     is_there: callable
     prepare: callable
-    script: ToolkitScript
+    script: ToolkitScript = None
     own_names: bool = False
 
 
@@ -79,6 +86,20 @@ CORPORA = (
             run_common_voice,
         ),
     ),
+    Corpus("TED-LIUM", find_releases, prepare_tedlium),
+    Corpus("MuST-C", find_targets, prepare_must_c),
+    Corpus("SLURP", lambda folder: all(find_slurp(folder)), prepare_slurp),
+    Corpus(
+        "Fluent Speech Commands",
+        lambda folder: any(
+            os.path.isfile(os.path.join(folder, TABLE.format(split)))
+            for split in ("train", "valid", "test")
+        ),
+        prepare_fluent_speech,
+    ),
+    Corpus("Snips", find_snips, prepare_snips),
+    Corpus("FLEURS", find_languages, prepare_fleurs),
+    Corpus("speech folder", find_tables, prepare_speech_folder),
     Corpus(
         "LibriSpeech",
         find_splits,
@@ -91,11 +112,6 @@ CORPORA = (
         own_names=True,
     ),
 )
-SPLITS = {
-    "train_splits": ["train"],
-    "valid_splits": ["dev"],
-    "test_splits": ["test"],
-}
 
 
 class CorpusFiles(NamedTuple):
@@ -132,9 +148,10 @@ def _find_manifests(folder, data_root):
 
 
 def _merge_options(corpus, splits, options):
-    if not corpus.own_names:
-        splits = {name: SPLITS[name] if splits[name] else [] for name in splits}
     unwanted = {name: [] for name in splits if not splits[name]}
+    if not corpus.own_names:
+        taken = inspect.signature(corpus.prepare).parameters
+        splits = {name: list(taken[name].default) for name in splits}
     return {**splits, **(options or {}), **unwanted}
 
 
@@ -160,21 +177,26 @@ def prepare_corpus(
         Where manifests go that have to be made.
     train_splits : sequence of str
         LibriSpeech splits to train on. Of any other corpus these are its
-        train set, unless the list is empty, which means none; other ones can
-        be named in ``corpus_options``.
+        train set (what its preparer takes by default), unless the list is
+        empty, which means none; other ones can be named in
+        ``corpus_options``.
     valid_splits : sequence of str
-        Likewise, to validate on: dev.
+        Likewise, to validate on: its dev set.
     test_splits : sequence of str
-        Likewise, to test on: test.
+        Likewise, to test on: its test set.
     skip_prep : bool
         If True, manifests that would have to be made are taken to be in
         ``save_folder`` already.
     corpus_options : dict, optional
         Further arguments of the corpus' preparer: see `prepare_common_voice`,
-        `prepare_covost`, `prepare_gigaspeech`, `prepare_librispeech`.
+        `prepare_covost`, `prepare_fleurs`, `prepare_fluent_speech`,
+        `prepare_gigaspeech`, `prepare_librispeech`, `prepare_must_c`,
+        `prepare_slurp`, `prepare_snips`, `prepare_speech_folder`,
+        `prepare_tedlium`.
     speechbrain_recipes : str or os.PathLike, optional
-        A clone of SpeechBrain's repository: its own script prepares the
-        corpus, and gets those options.
+        A clone of SpeechBrain's repository: its own script prepares
+        LibriSpeech, Common Voice, CoVoST 2 or GigaSpeech, and gets those
+        options.
 
     Returns
     -------
@@ -184,7 +206,8 @@ def prepare_corpus(
     Raises
     ------
     BadInput
-        The folder is missing or holds nothing of that kind.
+        The folder is missing or holds nothing of that kind, an option is
+        not the preparer's, or a script is asked that cannot be called.
 
     Example
     -------
@@ -225,6 +248,12 @@ def prepare_corpus(
     options = _merge_options(corpus, splits, corpus_options)
     prepare, where = corpus.prepare, (data_folder, save_folder)
     if speechbrain_recipes is not None:
+        if corpus.script is None:
+            raise BadInput(
+                f"speechbrain_recipes: {data_folder} is {corpus.name}, whose "
+                "script of the toolkit cannot be called from here; set it to "
+                "null"
+            )
         prepare = prepare_with_toolkit
         where = (speechbrain_recipes, corpus.script, *where)
     try:

@@ -1,4 +1,4 @@
-"""One long list in a JSON file, item by item, however large the file is.
+"""JSON files of corpora: whole, or a long list item by item.
 
 Authors
  * The blsp_plugin team 2026
@@ -9,7 +9,7 @@ import re
 
 from blsp_plugin.errors import BadInput
 
-__all__ = ["stream_list"]
+__all__ = ["read_json", "stream_list"]
 
 DECODER = json.JSONDecoder()
 WHITE = re.compile(r"[ \t\r\n]*")
@@ -17,6 +17,47 @@ BLOCK = 2**20  # characters read at a time
 # A decoder that wants more text stops at its end, or at the beginning of a
 # string that has none, but not further away than strings are long.
 LONGEST_STRING = 2**16
+
+
+def read_json(path, read):
+    """Read a JSON file whole.
+
+    Arguments
+    ---------
+    path : str or os.PathLike
+        The file, UTF-8.
+    read : callable
+        Makes what is wanted of its value; it need not check what it takes.
+
+    Returns
+    -------
+    object
+        What ``read`` returns.
+
+    Raises
+    ------
+    BadInput
+        Missing, not JSON, or not what ``read`` takes.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "a.json"
+    >>> _ = path.write_text('{"a": [1, 2]}')
+    >>> read_json(path, lambda value: value["a"])
+    [1, 2]
+    """
+    try:
+        with open(path, encoding="utf-8-sig") as stream:
+            return read(json.load(stream))
+    except FileNotFoundError as error:
+        raise BadInput(
+            f"{path}: no such file; download or extract the corpus again"
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadInput(
+            f"{path}: not the file of this corpus ({error!r}); download or "
+            "extract it again"
+        ) from error
 
 
 def stream_list(path, key):

@@ -33,6 +33,7 @@ __all__ = [
     "check_rejected",
     "first_places",
     "iter_manifest",
+    "read_csv",
     "read_manifest",
     "write_csv",
     "write_rejected",
@@ -117,8 +118,37 @@ def _find_line(path):
                 return number
 
 
-def _csv_records(path, needed):
-    """Yield (line, record or None, reason or None) for a CSV's rows."""
+def read_csv(path, needed):
+    r"""Read some columns of a CSV file row by row, whatever is in its quotes.
+
+    Arguments
+    ---------
+    path : str or os.PathLike
+        The file, UTF-8; its first row names the columns.
+    needed : sequence of str
+        The columns.
+
+    Yields
+    ------
+    row : int
+        Line where the row starts; the header's is 1.
+    record : dict of str or None
+        Those columns; None if the row is bad.
+    reason : str or None
+        Why it is.
+
+    Raises
+    ------
+    BadInput
+        Empty, not UTF-8, a column is missing, a quote is never closed.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "a.csv"
+    >>> _ = path.write_text('n,text\n1,"yes, no"\n')
+    >>> list(read_csv(path, ["text"]))
+    [(2, {'text': 'yes, no'}, None)]
+    """
     header = None
     with open(path, encoding="utf-8-sig", newline="") as stream:
         reader = csv.reader(stream, skipinitialspace=True, strict=True)
@@ -335,7 +365,7 @@ def iter_manifest(
     if need_audio:
         needed += ["wav", "duration", *STRETCH]
     parquet = path.endswith(".parquet")
-    read_records = _parquet_records if parquet else _csv_records
+    read_records = _parquet_records if parquet else read_csv
     number = 0
     for number, record, reason in read_records(
         path, list(dict.fromkeys(needed))

@@ -31,11 +31,13 @@ __all__ = [
     "COLUMNS",
     "STRETCH",
     "Clip",
+    "check_counts",
     "check_folder",
     "forget_prepared",
     "is_prepared",
     "make_order",
     "mark_prepared",
+    "pick_one",
     "prepare_manifests",
 ]
 
@@ -83,6 +85,84 @@ def check_folder(data_folder):
     if not os.path.isdir(data_folder):
         raise BadInput(f"{data_folder}: no such folder; correct data_folder")
     return Path(data_folder)
+
+
+def pick_one(data_folder, corpus, option, there, name=None):
+    """Which of the things that a folder has is meant.
+
+    Arguments
+    ---------
+    data_folder : str or os.PathLike
+        The folder, for the message.
+    corpus : str
+        Its corpus, likewise.
+    option : str
+        The preparer's option that names one of them.
+    there : sequence of str
+        What is there.
+    name : str, optional
+        What the option says. Default: the only one.
+
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    BadInput
+        It is not there, or there are several and none is named.
+
+    Example
+    -------
+    >>> pick_one("/data", "FLEURS", "language", ["fr_fr"])
+    'fr_fr'
+    """
+    there = list(there)
+    if name is None and len(there) == 1:
+        return there[0]
+    if name in there:
+        return name
+    raise BadInput(
+        f"{data_folder}: {option} {name!r} asked, {corpus} is there in "
+        f"{', '.join(there) or 'none'}; set {option} to one of them"
+    )
+
+
+def check_counts(order, counts, published):
+    """Warn where an official split has another number of clips than published.
+
+    Arguments
+    ---------
+    order : dict
+        From `make_order`.
+    counts : dict of int
+        Clips by manifest.
+    published : sequence of dict of int
+        Clips by split, a dict for each release of the corpus. A manifest of
+        splits that none of them knows is not checked.
+
+    Example
+    -------
+    >>> order = make_order("my corpus", "/data", [], [], ["test"])
+    >>> check_counts(order, {"test": 10}, [{"test": 9}, {"test": 10}])
+    """
+    for name, parts in order["splits"].items():
+        known = [
+            sum(release[part] for part in parts)
+            for release in published
+            if parts and all(part in release for part in parts)
+        ]
+        if known and counts[name] not in known:
+            logger.warning(
+                "%s, %s: %s has %d clips, published are %s; before comparing "
+                "with published results see rejected.jsonl, and whether the "
+                "corpus is whole and of that release",
+                order["corpus"],
+                order["data_folder"],
+                " + ".join(parts),
+                counts[name],
+                " or ".join(str(number) for number in sorted(set(known))),
+            )
 
 
 def make_order(corpus, data_folder, train, valid, test, **options):
@@ -200,13 +280,15 @@ def prepare_manifests(
     columns=COLUMNS,
     suffix=".csv",
     max_rejected=0.01,
+    published=(),
 ):
     """Write the manifests of a corpus' clips, whole or not at all.
 
     Headers are read in threads, with a progress bar. A row that cannot be
     used goes to ``rejected.jsonl`` with its reason. An empty transcript is
-    such a reason, but not in the test set, of which nothing is dropped for
-    its text.
+    such a reason unless the clip has an intent, and so is an empty
+    translation; but not in the test set, of which nothing is dropped for its
+    text.
 
     Arguments
     ---------
@@ -224,6 +306,8 @@ def prepare_manifests(
         ".csv" or ".parquet".
     max_rejected : float
         The fraction of clips that may be bad.
+    published : sequence of dict of int
+        What `check_counts` compares with.
 
     Raises
     ------
@@ -280,6 +364,7 @@ def prepare_manifests(
     for name, file in files.items():
         facts = (save_folder / file, counts[name], left_out[name])
         logger.info("%s: %d clips, %d left out", *facts)
+    check_counts(order, counts, published)
     # Last, so that a half-made set of files does not count as done.
     mark_prepared(
         order, save_folder, files.values(), clips=counts, left_out=left_out
@@ -299,8 +384,8 @@ def _measured(clips, data_folder):
         if not isinstance(clip, Clip):
             return item
         try:
-            if not clip.columns["wrd"] and name != "test":
-                raise BadInput("empty transcript; fill it in or drop the row")
+            if name != "test":
+                _check_text(clip.columns)
             row = {
                 "ID": clip.id,
                 "wav": _relative(clip.path, data_folder),
@@ -315,6 +400,13 @@ def _measured(clips, data_folder):
             measure, clips, chunk_size=64, executor=pool, progress_bar=False
         )
         yield from tqdm(measured, desc="clips", unit="clip")
+
+
+def _check_text(columns):
+    if not columns["wrd"] and not columns.get("intent"):
+        raise BadInput("empty transcript; fill it in or drop the row")
+    if columns.get("translation") == "":
+        raise BadInput("empty translation; fill it in or drop the row")
 
 
 def _relative(path, data_folder):
