@@ -133,7 +133,8 @@ def _results(runs, tasks):
     head = ["system"]
     for task, run in columns:
         facts = run.tasks[task]
-        lines = [task, facts.columns.get(facts.main, "")]
+        arrow = "↑" if facts.higher_is_better else "↓"
+        lines = [task, f"{facts.columns.get(facts.main, '')} {arrow}"]
         head.append("\n".join(lines + [run.name] * (len(runs) > 1)))
     rows = [
         [label] + [_cell(run, t, name, run.tasks[t].main) for t, run in columns]
@@ -143,7 +144,8 @@ def _results(runs, tasks):
     return [
         Table(caption, head, rows),
         Paragraph(
-            "Brackets: 95 % interval, by bootstrap over the clips. "
+            "Arrows point to the better end. Brackets: 95 % interval over "
+            "the clips. "
             f"{_MARK}: differs from the cascade, paired test, "
             f"p < {_LEVEL}. RTF: seconds of computing per second of audio."
         ),

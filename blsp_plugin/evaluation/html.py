@@ -91,7 +91,7 @@ caption { text-align: left; color: var(--quiet); padding: .25rem 0 .5rem; }
 th, td { padding: .35rem .75rem; border-bottom: 1px solid var(--line);
          text-align: right; vertical-align: top; }
 thead th { border-bottom: 2px solid var(--line); vertical-align: bottom;
-           white-space: pre-line; font-size: .9rem; }
+           white-space: pre; font-size: .9rem; }
 th.name, .said th, .said td { text-align: left; }
 th.name { font-weight: 600; white-space: nowrap; }
 tbody tr:hover { background: var(--band); }
@@ -111,13 +111,13 @@ figure svg * { stroke-linejoin: round; stroke-linecap: butt; }
         padding: .75rem 1rem; margin: 1rem 0; }
 .clip audio { width: 100%; max-width: 32rem; display: block; }
 .clip .scroll { margin: .5rem 0 0; }
-.said { width: 100%; }
-.said th { width: 14rem; font-weight: 600; }
-.said .score { text-align: right; width: 5rem; }
+.said { width: 100%; min-width: 36rem; table-layout: fixed; }
+.said th { overflow-wrap: anywhere; }
+.said thead th:first-child { width: 17rem; }
+.said .score { text-align: right; width: 5.5rem; }
 .said .text { white-space: pre-wrap; overflow-wrap: anywhere; }
 .said tr:last-child > * { border-bottom: 0; }
 .quiet { color: var(--quiet); margin: 0 0 .5rem; }
-@media (max-width: 40rem) { .said th { width: 8rem; } }
 """
 
 _PAGE = """<!DOCTYPE html>
