@@ -259,8 +259,12 @@ def confusion(records, most=20):
     """
     records = list(records)
     meant = Counter(record["reference"] for record in records)
-    labelled = bool(records) and all("label" in record for record in records)
-    if len(meant) > _CLOSED or not (labelled or 2 * len(meant) <= len(records)):
+    labelled = all("label" in record for record in records)
+    if (
+        not records
+        or len(meant) > _CLOSED
+        or not (labelled or 2 * len(meant) <= len(records))
+    ):
         return None
     known = {_plain(label): label for label in meant}
     shown = [label for label, _ in meant.most_common(most)]

@@ -396,19 +396,21 @@ def _confusion(records, where):
 
 def _clips(runs, task, records, heard):
     """What every system of every run said of some clips."""
+    labels = {}
     said = {record["id"]: {} for record in records}
     wanted = {record["id"]: record["reference"] for record in records}
     facts = next(r.tasks[task] for r in runs if heard in r.tasks[task].systems)
     for run in runs:
         for name, label in run.tasks[task].systems.items():
+            labels.setdefault(name, label)
             for record in run.records(task, name):
                 clip = record["id"]
                 # Another test set may use the same ids.
                 if wanted.get(clip) == record["reference"]:
-                    answer = (label, record["hypothesis"], _score(record))
+                    answer = (name, record["hypothesis"], _score(record))
                     said[clip].setdefault(answer, []).append(run.name)
     items = [
-        {"record": r, "said": _merge(said[r["id"]], len(runs))} for r in records
+        {"record": r, "said": _merge(said[r["id"]], labels)} for r in records
     ]
     text = f"The worst clips of {facts.systems[heard]} first, then others."
     if len(runs) > 1:
@@ -422,17 +424,12 @@ def _score(record):
     return f"{score:.1f}" if isinstance(score, int | float) else ""
 
 
-def _merge(answers, runs):
-    """Answers in the order of the systems, with the runs that gave them."""
-    first = {}
-    for place, (label, _, _) in enumerate(answers):
-        first.setdefault(label, place)
-    lines = sorted(answers.items(), key=lambda item: first[item[0][0]])
-    return [
-        (
-            label if len(where) == runs else f"{label} ({', '.join(where)})",
-            text,
-            score,
-        )
-        for (label, text, score), where in lines
-    ]
+def _merge(answers, labels):
+    """Answers in the order of the systems; with runs where these differ."""
+    lines = []
+    for name, label in labels.items():
+        own = [item for item in answers.items() if item[0][0] == name]
+        for (_, text, score), where in own:
+            who = f"{label} ({', '.join(where)})" if len(own) > 1 else label
+            lines.append((who, text, score))
+    return lines

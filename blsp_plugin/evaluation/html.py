@@ -19,7 +19,7 @@ from html import escape
 import soundfile
 from speechbrain.utils.logger import get_logger
 
-from blsp_plugin.data.audio import SAMPLE_RATE, read_speech
+from blsp_plugin.data.audio import SAMPLE_RATE, probe_speech, read_speech
 from blsp_plugin.errors import BadInput
 from blsp_plugin.evaluation.document import (
     Clips,
@@ -357,10 +357,10 @@ def _audio(record):
 
 def _encode(path, start, stop):
     """The beginning of a clip as a data: URL, and whether it was cut."""
-    header = soundfile.info(path)
+    info = probe_speech(path)
     start = 0 if start is None else start
-    stop = header.frames if stop is None else stop
-    end = min(stop, start + _AUDIO_SECONDS * header.samplerate)
+    stop = round(info.duration * info.sample_rate) if stop is None else stop
+    end = min(stop, start + _AUDIO_SECONDS * info.sample_rate)
     wav = read_speech(path, start, end).clamp(-1, 1).numpy()
     opus = "OPUS" in soundfile.available_subtypes("OGG")
     kind = ("OGG", "OPUS") if opus else ("FLAC", "PCM_16")
