@@ -260,11 +260,8 @@ def confusion(records, most=20):
     records = list(records)
     meant = Counter(record["reference"] for record in records)
     labelled = all("label" in record for record in records)
-    if (
-        not records
-        or len(meant) > _CLOSED
-        or not (labelled or 2 * len(meant) <= len(records))
-    ):
+    repeated = 2 * len(meant) <= len(records)
+    if not records or len(meant) > _CLOSED or not (labelled or repeated):
         return None
     known = {_plain(label): label for label in meant}
     shown = [label for label, _ in meant.most_common(most)]

@@ -7,8 +7,6 @@ Authors
  * The blsp_plugin team 2026
 """
 
-from typing import NamedTuple
-
 from blsp_plugin.evaluation.analysis import (
     agreement,
     choose_clips,
@@ -16,16 +14,16 @@ from blsp_plugin.evaluation.analysis import (
     error_bins,
     word_errors,
 )
+from blsp_plugin.evaluation.blocks import (
+    Clips,
+    Heading,
+    Paragraph,
+    Plots,
+    Table,
+)
 from blsp_plugin.evaluation.plots import plot_lines
 
-__all__ = [
-    "Clips",
-    "Heading",
-    "Paragraph",
-    "Plots",
-    "Table",
-    "make_document",
-]
+__all__ = ["make_document"]
 
 SPEECH, GOLD, FLOOR = "speechllm", "gold", "untrained"
 _COMPARED = (SPEECH, "cascade", FLOOR)
@@ -38,65 +36,6 @@ _MARK = "†"
 _LEVEL = 0.05
 _LONGEST = 30
 _NONE = "–"
-
-
-class Heading(NamedTuple):
-    """Begins a section; ``level`` is 1 for the page's title."""
-
-    level: int
-    text: str
-
-
-class Paragraph(NamedTuple):
-    """Running text."""
-
-    text: str
-
-
-class Table(NamedTuple):
-    """A table: texts, and how dark a cell is.
-
-    Arguments
-    ---------
-    caption : str
-        What it shows.
-    head : list of str
-        One a column; may have several lines.
-    rows : list of list of str
-        Cells.
-    names : int
-        So many columns at the left name the row.
-    shades : list of list of float, optional
-        Of the cells right of the names, 0 to 1.
-    folded : bool
-        Whether a page that can shows it on demand only.
-    """
-
-    caption: str
-    head: list
-    rows: list
-    names: int = 1
-    shades: list = None
-    folded: bool = False
-
-
-class Plots(NamedTuple):
-    """Plots beside each other: (what is seen, ``<svg>``)."""
-
-    items: list
-
-
-class Clips(NamedTuple):
-    """Clips to listen to.
-
-    Arguments
-    ---------
-    items : list of dict
-        ``record`` (a line of the predictions) and ``said``, a list of
-        (who, answer, score or "").
-    """
-
-    items: list
 
 
 def make_document(runs, clips=20):

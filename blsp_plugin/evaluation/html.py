@@ -21,14 +21,14 @@ from speechbrain.utils.logger import get_logger
 
 from blsp_plugin.data.audio import SAMPLE_RATE, probe_speech, read_speech
 from blsp_plugin.errors import BadInput
-from blsp_plugin.evaluation.document import (
+from blsp_plugin.evaluation.blocks import (
     Clips,
     Heading,
     Paragraph,
     Plots,
     Table,
-    make_document,
 )
+from blsp_plugin.evaluation.document import make_document
 from blsp_plugin.evaluation.markdown import render_markdown
 from blsp_plugin.evaluation.plots import check_matplotlib
 from blsp_plugin.evaluation.runs import find_runs

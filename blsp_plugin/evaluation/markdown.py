@@ -6,7 +6,7 @@ Authors
 
 import re
 
-from blsp_plugin.evaluation.document import Clips, Heading, Paragraph, Table
+from blsp_plugin.evaluation.blocks import Clips, Heading, Paragraph, Table
 
 __all__ = ["render_markdown"]
 
