@@ -31,7 +31,7 @@ DEMO = [
     "av",  # decodes the starter corpus
 ]
 SERVER = ["openai"]  # the client of stage 1's server engine
-PLOTS = ["matplotlib"]  # draws probes.svg
+PLOTS = ["matplotlib"]  # draws probes.svg and the plots of the report
 DEV = [
     "transformers[serving]",  # a real server for the tests
     "pytest",
