@@ -72,10 +72,7 @@ def load_hparams(path, overrides=None):
     if not os.path.isfile(path):
         raise BadInput(f"{path}: no such hyperparameter file")
     try:
-        with open(path, encoding="utf-8") as stream:
-            tree = yaml.load(stream)
-        if isinstance(tree, dict) and "base" in tree:
-            path = _merged_file(yaml, path)
+        path, changes = _whole_file(yaml, path, changes)
         stream = io.StringIO()
         yaml.dump(changes, stream)
         overrides = stream.getvalue() if changes else ""
@@ -117,14 +114,32 @@ def _load_tree(yaml, path):
     return whole
 
 
-def _merged_file(yaml, path):
-    """Write base and preset into one file, which lives as long as we do."""
-    tree = _load_tree(yaml, path)
+def _whole_file(yaml, path, changes):
+    """A file without a base, and the changes that are still to be made to it.
+
+    It lives as long as we do if it is not the given one.
+    """
+    with open(path, encoding="utf-8") as stream:
+        tree = yaml.load(stream)
+    if not isinstance(tree, dict):
+        return path, changes
+    preset = "base" in tree
+    if preset:
+        tree = _load_tree(yaml, path)
+    # HyperPyYAML puts mappings into mappings only, not in the place of `null`.
+    mappings = {
+        key: value
+        for key, value in changes.items()
+        if isinstance(value, dict) and key in tree and tree[key] is None
+    }
+    if not (preset or mappings):
+        return path, changes
+    tree.update(mappings)
     handle, merged = tempfile.mkstemp(suffix="-" + os.path.basename(path))
     atexit.register(os.remove, merged)
     with open(handle, "w", encoding="utf-8") as stream:
         yaml.dump(tree, stream)
-    return merged
+    return merged, {k: v for k, v in changes.items() if k not in mappings}
 
 
 def _merge(tree, changes):

@@ -69,6 +69,26 @@ def test_wrong_yaml_is_one_line(files, content, overrides, says):
     assert "\n" not in str(caught.value)
 
 
+def test_mapping_in_the_place_of_nothing(tmp_path):
+    """HyperPyYAML alone refuses it."""
+    (tmp_path / "a.yaml").write_text("x: null\ny: !ref <x>\nz: 1\n")
+    (tmp_path / "b.yaml").write_text("base: a.yaml\nz: 2\n")
+    for name, z in (("a", 1), ("b", 2)):
+        path = str(tmp_path / f"{name}.yaml")
+        hparams, path, overrides = load_hparams(path, "x: {p: 1}")
+        assert hparams == {"x": {"p": 1}, "y": {"p": 1}, "z": z}
+        assert load_hparams(path, overrides)[0] == hparams
+
+
+def test_key_of_the_preset_alone(tmp_path):
+    """It must be used there; otherwise it is a slip of the pen."""
+    (tmp_path / "a.yaml").write_text("x: 1\n")
+    (tmp_path / "b.yaml").write_text("base: a.yaml\nown: 2\nx: !ref <own>\n")
+    path = str(tmp_path / "b.yaml")
+    assert load_hparams(path)[0] == {"own": 2, "x": 2}
+    assert load_hparams(path, "own: 5")[0]["x"] == 5
+
+
 def test_preset_over_a_preset(tmp_path):
     (tmp_path / "a.yaml").write_text("x: 1\ny: {p: 1, q: 2}\nz: !ref <x>\n")
     (tmp_path / "sub").mkdir()
