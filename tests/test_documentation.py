@@ -13,7 +13,7 @@ import yaml
 
 from tests.kit import project_folder, tiny_kit, tiny_librispeech
 from tests.server import transformers_server
-from tests.tiny import tiny_corpus, tiny_llm, tiny_whisper
+from tests.tiny import tiny_corpus, tiny_llm, tiny_tasks, tiny_whisper
 from tests.training import ROOT
 
 READMES = sorted(
@@ -43,6 +43,10 @@ def place(tmp_path_factory):
     corpus = tiny_corpus(folder / "corpus", n=6, n_eval=4)
     stand_ins = {
         "/data/LibriSpeech": tiny_librispeech(corpus, folder / "libri"),
+        **dict.fromkeys(
+            ("/data/CoVoST", "/data/fluent_speech_commands", "/data/SLURP"),
+            tiny_tasks(corpus, folder / "tasks"),
+        ),
         "openai/whisper-small": tiny_whisper(folder / "whisper", seed=3),
         "meta-llama/Llama-3.2-1B-Instruct": tiny_llm(folder / "llm", seed=3),
     }
@@ -110,8 +114,9 @@ def test_recipes_run_as_documented(place):
                 f"{readme}: {command}\n{done.stdout[-3000:]}"
                 f"{done.stderr[-3000:]}"
             )
-    stages = ("continuation/generate", "blsp/train", "asr/evaluate")
-    for stage in stages:
+    stages = ("continuation/generate", "blsp/train", "report/report")
+    tasks = [f"{task}/evaluate" for task in ("asr", "st", "slu", "chat")]
+    for stage in (*stages, *tasks):
         assert any(stage in command for command in seen)
     assert any("torchrun" in command for command in seen)
     python_examples_run(place)

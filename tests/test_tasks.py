@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from blsp_plugin import starter
 from blsp_plugin.adapters import ConvAdapter
 from blsp_plugin.checkpoints import save_adapter
-from blsp_plugin.data.manifest import read_manifest, write_csv
+from blsp_plugin.data.manifest import read_manifest
 from blsp_plugin.data.text import recase
 from blsp_plugin.errors import BadInput
 from blsp_plugin.evaluation.conversation import (
@@ -39,6 +39,7 @@ from blsp_plugin.evaluation.whisper_asr import Answer, WhisperASR
 from blsp_plugin.hparams import load_hparams
 from blsp_plugin.llm import FrozenLLM
 from blsp_plugin.prompts import Prompt
+from tests.tiny import tiny_tasks
 from tests.training import ROOT
 
 LABELS = {"on": "switch it on", "off": "switch it off", "dim": "less light"}
@@ -386,21 +387,8 @@ def labelled(corpus, whisper_folder, llm_folder, tmp_path_factory):
     hparams, _, _ = load_hparams(f"{ROOT}/hparams/asr.yaml", options)
     adapter = str(folder / "adapter")
     save_adapter(hparams["model"], hparams["prompt"], adapter)
-    rows = read_manifest(corpus.test_csv, probe=True).rows
-    table = [
-        {
-            "ID": row["id"],
-            "duration": row["duration"],
-            "wav": row["wav"],
-            "wrd": row["text"],
-            "intent": list(LABELS)[n % 3],
-            "translation": row["text"].upper(),
-            "entities": '[{"type": "what", "filler": "light"}]',
-        }
-        for n, row in enumerate(rows)
-    ]
-    write_csv(table, folder / "test.csv", list(table[0]))
-    options.update(adapter_folder=adapter, data_folder=str(folder))
+    data = tiny_tasks(corpus, folder, list(LABELS))
+    options.update(adapter_folder=adapter, data_folder=data)
     return {**options, "max_new_tokens": 6, "resamples": 20}
 
 
