@@ -29,8 +29,11 @@ VERSION = re.search(
 DEMO = [
     "gguf",  # reads the starter kit's language models
     "av",  # decodes the starter corpus
+    "gradio>=6",  # the web page
 ]
 SERVER = ["openai"]  # the client of stage 1's server engine
+SERVE = ["fastapi", "uvicorn", "httpx"]  # a server in front of vLLM
+INT8 = ["torchao"]  # weights of 8 bits
 PLOTS = ["matplotlib"]  # draws probes.svg and the plots of the report
 DEV = [
     "transformers[serving]",  # a real server for the tests
@@ -40,6 +43,7 @@ DEV = [
     "yamllint==1.35.1",
     "codespell",
     "jiwer",  # a trusted scorer for the tests
+    "playwright",  # drives the web page in a real browser
 ]
 
 setup(
@@ -70,7 +74,10 @@ setup(
     extras_require={
         "demo": DEMO,
         "server": SERVER,
+        "serve": SERVE,
+        "int8": INT8,
         "plots": PLOTS,
-        "dev": DEV + DEMO + SERVER + PLOTS,
+        "dev": DEV + DEMO + SERVER + SERVE + INT8 + PLOTS,
     },
+    entry_points={"console_scripts": ["blsp = blsp_plugin.cli:main"]},
 )

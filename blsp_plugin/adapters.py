@@ -1,6 +1,6 @@
 """Modality adapters: encoder states -> speech embeddings for the LLM.
 
-Every adapter has two methods: ``forward(states, lengths, tokens=None)`` gives
+Every adapter has three methods: ``forward(states, lengths, tokens=None)`` gives
 ``(speech, lengths, fired)``, and ``output_lengths(lengths)`` tells the number
 of speech tokens before the model runs (the data side calls it). Where that
 number depends on what is said, ``counts_transcript`` is True: in training a
@@ -93,6 +93,16 @@ class ConvAdapter(nn.Module):
         if gain is not None:
             nn.init.constant_(self.norm.weight, gain)
 
+    def sizes(self):
+        """Arguments that build it again, a dict of numbers for JSON."""
+        return {
+            "input_size": self.convs[0].in_channels,
+            "output_size": self.down.in_features,
+            "bottleneck": self.down.out_features,
+            "layers": len(self.convs),
+            "kernel_size": self.convs[0].kernel_size[0],
+        }
+
     def output_lengths(self, lengths):
         """Speech tokens of clips of some encoder frames.
 
@@ -184,6 +194,15 @@ class ConcatMLPAdapter(nn.Module):
         if gain is not None:
             nn.init.constant_(self.norm.weight, gain)
 
+    def sizes(self):
+        """Arguments that build it again, a dict of numbers for JSON."""
+        return {
+            "input_size": self.norm_in.weight.numel() // self.stride,
+            "output_size": self.down.out_features,
+            "hidden_size": self.down.in_features,
+            "stride": self.stride,
+        }
+
     def output_lengths(self, lengths):
         """Speech tokens of clips: see `ConvAdapter.output_lengths`."""
         return stacked_frames(lengths, self.stride)
@@ -264,6 +283,7 @@ class CFormerAdapter(nn.Module):
                 f"hidden_size {hidden_size} is not a multiple of heads {heads}"
             )
         self.tokens_per_second = tokens_per_second
+        self.heads = heads
         self.down = nn.Conv1d(input_size, hidden_size, 3, stride=2, padding=1)
         before, after = (
             [_transformer_layer(hidden_size, heads) for _ in range(number)]
@@ -280,6 +300,17 @@ class CFormerAdapter(nn.Module):
         self.norm = nn.LayerNorm(output_size, eps=1e-5)
         if gain is not None:
             nn.init.constant_(self.norm.weight, gain)
+
+    def sizes(self):
+        """Arguments that build it again, a dict of numbers for JSON."""
+        return {
+            "input_size": self.down.in_channels,
+            "output_size": self.project.out_features,
+            "hidden_size": self.down.out_channels,
+            "layers": [len(self.before), len(self.after)],
+            "heads": self.heads,
+            "tokens_per_second": self.tokens_per_second,
+        }
 
     def output_lengths(self, lengths):
         """About how many speech tokens clips get; for batch budgets only.

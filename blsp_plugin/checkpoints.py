@@ -1,7 +1,7 @@
-"""What is written of a trained model: the adapter, never the frozen parts.
+"""What a training keeps of itself: what learns, never the frozen parts.
 
-An adapter means nothing without its base, so both an adapter folder and a
-training checkpoint carry the base's fingerprints and refuse another one.
+An adapter means nothing without its base, so a checkpoint, as an adapter's
+package, carries the base's fingerprints and refuses another one.
 
 Authors
  * The blsp_plugin team 2026
@@ -15,8 +15,6 @@ import shutil
 
 import numpy
 import torch
-from safetensors.torch import load_file, save_file
-from speechbrain.nnet.adapters import LoRA
 from speechbrain.utils.checkpoints import (
     Checkpointer,
     mark_as_loader,
@@ -27,11 +25,8 @@ from speechbrain.utils.distributed import ddp_barrier, if_main_process
 from speechbrain.utils.logger import get_logger
 
 from blsp_plugin.errors import BadInput
-from blsp_plugin.files import write_json
-from blsp_plugin.pretrained import open_pretrained
 
 __all__ = [
-    "ADAPTER_FILES",
     "AtomicCheckpointer",
     "BaseGuard",
     "RandomState",
@@ -39,14 +34,9 @@ __all__ = [
     "base_fingerprints",
     "check_base",
     "check_provenance",
-    "save_adapter",
-    "load_adapter",
 ]
 
 logger = get_logger(__name__)
-
-ADAPTER_FILES = ("adapter.json", "adapter.safetensors")
-LORA_FILE = "lora.safetensors"
 
 
 class AtomicCheckpointer(Checkpointer):
@@ -279,119 +269,3 @@ def check_provenance(data_file, base):
                 settings["llm"],
             )
         check_base(written_by, {part: base[part] for part in written_by}, path)
-
-
-def save_adapter(model, prompt, folder, **facts):
-    """Write the adapter (and LoRA) alone, with the names of its base.
-
-    Arguments
-    ---------
-    model : BLSP
-        Whose adapter to write.
-    prompt : Prompt
-        It was trained with.
-    folder : str
-        Gets ``adapter.safetensors`` and ``adapter.json``; with LoRA also
-        ``lora.safetensors``.
-    **facts : dict
-        Further entries of the JSON (sources of the models, metrics).
-    """
-    os.makedirs(folder, exist_ok=True)
-    weights = {
-        name: tensor.detach().cpu().contiguous()
-        for name, tensor in model.adapter.state_dict().items()
-    }
-    base = base_fingerprints(model, prompt)
-    path, weights_path = (os.path.join(folder, f) for f in ADAPTER_FILES)
-    _save_weights(weights, weights_path)
-    lora = {
-        name: tensor.detach().cpu().contiguous()
-        for name, tensor in _lora(model).items()
-    }
-    if lora:
-        _save_weights(lora, os.path.join(folder, LORA_FILE))
-    write_json({"base": base, "lora": bool(lora), **facts}, path)
-
-
-def _save_weights(weights, path):
-    save_file(weights, path + ".tmp")
-    os.replace(path + ".tmp", path)
-
-
-def _lora(model):
-    """LoRA's weights, by their names in the model."""
-    return {
-        f"{place}.{name}": param
-        for place, module in model.named_modules()
-        if isinstance(module, LoRA)
-        for name, param in module.named_parameters()
-        if not name.startswith("pretrained_module.")
-    }
-
-
-def _load_lora(model, folder, expected):
-    """Read LoRA's weights, if there should be some."""
-    places = _lora(model)
-    if bool(places) != expected:
-        raise BadInput(
-            f"{folder}: was trained {'with' if expected else 'without'} LoRA; "
-            "open it with the `lora` setting that it was trained with"
-        )
-    if not expected:
-        return
-    path = os.path.join(folder, LORA_FILE)
-    if not os.path.isfile(path):
-        raise BadInput(f"{path}: no such file; copy the whole adapter folder")
-    weights = open_pretrained(load_file, path, "LoRA")
-    shapes = {name: param.shape for name, param in places.items()}
-    if shapes != {name: tensor.shape for name, tensor in weights.items()}:
-        raise BadInput(
-            f"{path}: does not fit this LoRA; use the `lora` settings that it "
-            "was trained with"
-        )
-    with torch.no_grad():
-        for name, param in places.items():
-            param.copy_(weights[name])
-
-
-def load_adapter(model, prompt, folder):
-    """Read an adapter into a model of the base that it was trained for.
-
-    Arguments
-    ---------
-    model : BLSP
-        Its adapter gets the weights.
-    prompt : Prompt
-        Of the LLM.
-    folder : str
-        Holds ``adapter.safetensors`` and ``adapter.json``.
-
-    Raises
-    ------
-    BadInput
-        If the folder lacks a file, a file is corrupt, or the adapter belongs
-        to another base or has other shapes.
-    """
-    path, weights_path = (os.path.join(folder, f) for f in ADAPTER_FILES)
-    for file in (path, weights_path):
-        if not os.path.isfile(file):
-            raise BadInput(
-                f"{file}: no such file; train an adapter first "
-                "(recipes/blsp/train.py)"
-            )
-    try:
-        with open(path, encoding="utf-8") as stream:
-            facts = json.load(stream)
-        base = facts["base"]
-    except (ValueError, KeyError) as error:
-        raise BadInput(f"{path}: not an adapter's JSON ({error})") from error
-    check_base(base, base_fingerprints(model, prompt), path)
-    weights = open_pretrained(load_file, weights_path, "adapter")
-    try:
-        model.adapter.load_state_dict(weights)
-    except RuntimeError as error:
-        raise BadInput(
-            f"{weights_path}: does not fit this adapter; use the adapter "
-            f"settings that it was trained with ({error})"
-        ) from error
-    _load_lora(model, folder, facts.get("lora", False))

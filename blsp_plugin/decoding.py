@@ -21,7 +21,14 @@ from transformers.cache_utils import DynamicLayer
 
 from blsp_plugin.packing import Row, pack
 
-__all__ = ["Generation", "can_decode", "decode", "decode_ids", "read_prompts"]
+__all__ = [
+    "Generation",
+    "can_decode",
+    "decode",
+    "decode_ids",
+    "decoded_text",
+    "read_prompts",
+]
 
 # Settings of an LLM that leave plain greedy decoding as it is.
 _HARMLESS = {
@@ -180,7 +187,7 @@ def _decode(llm, cache, mask, logits, max_new_tokens):
         logits = _step(llm, llm.embed(tokens.unsqueeze(1)), mask, places, cache)
         places = places + 1
     return [
-        Generation(ids, _text(llm, ids), end)
+        Generation(ids, decoded_text(llm.tokenizer, ids), end)
         for ids, end in zip(written, ended, strict=True)
     ]
 
@@ -337,5 +344,23 @@ def _step(llm, embeds, mask, places, cache):
     return llm.project(hidden[:, -1]).to(embeds.device)
 
 
-def _text(llm, ids):
-    return llm.tokenizer.decode(ids, skip_special_tokens=True).strip()
+def decoded_text(tokenizer, ids):
+    """The text of a response.
+
+    Arguments
+    ---------
+    tokenizer : transformers.PreTrainedTokenizerBase
+        Of the LLM.
+    ids : list of int
+        Token ids.
+
+    Returns
+    -------
+    str
+        Without special tokens, stripped.
+    """
+    # Cleaning up would move spaces before marks that were already shown.
+    text = tokenizer.decode(
+        ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    return text.strip()

@@ -23,7 +23,7 @@ from hyperpyyaml import load_hyperpyyaml, resolve_references
 
 from blsp_plugin.errors import BadInput
 
-__all__ = ["load_hparams", "excerpt_hparams"]
+__all__ = ["executed_by", "excerpt_hparams", "load_hparams"]
 
 # What a trained adapter needs to be opened again, in this order.
 INFERENCE_KEYS = (
@@ -195,6 +195,37 @@ def excerpt_hparams(path, overrides, keys=INFERENCE_KEYS):
         "pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer\n"
     )
     return stream.getvalue()
+
+
+def executed_by(path):
+    """What opening a YAML would call; nothing of it is called here.
+
+    Arguments
+    ---------
+    path : str
+        A HyperPyYAML file.
+
+    Returns
+    -------
+    list of str
+        Names of classes and functions, and files that it includes, in order.
+
+    Raises
+    ------
+    BadInput
+        If it is no YAML.
+    """
+    calls = {}
+    try:
+        with open(path, encoding="utf-8") as stream:
+            for event in ruamel.yaml.YAML(typ="base").parse(stream):
+                tag = str(getattr(event, "tag", None) or "")
+                kind, _, name = tag.removeprefix("!").partition(":")
+                if kind in ("new", "apply", "name", "module", "include"):
+                    calls[name] = None
+    except (ruamel.yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: not a valid YAML file: {error}") from error
+    return list(calls)
 
 
 def _drop_comments(node):

@@ -15,7 +15,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from blsp_plugin.decoding import Generation
+from blsp_plugin.decoding import Generation, decoded_text
 from blsp_plugin.errors import BadInput
 from blsp_plugin.prefix import PrefixCache, can_share_prefix
 from blsp_plugin.pretrained import (
@@ -65,7 +65,9 @@ class FrozenLLM(torch.nn.Module):
     source : str
         Folder or hub id.
     dtype : str or torch.dtype
-        Of the weights, "float32" or "bfloat16".
+        Of the weights, "float32" or "bfloat16"; or "int8", which rounds the
+        linear layers' weights to 8 bits (torchao) and leaves the embeddings
+        and the head in bfloat16. Only for inference.
     attn_implementation : str, optional
         Passed on to transformers ("sdpa", "eager", "flash_attention_2").
     prefix_reuse : bool
@@ -99,8 +101,9 @@ class FrozenLLM(torch.nn.Module):
         super().__init__()
         self.source = os.fspath(source)
         self._placed = "device_map" in (options or {})  # where they stay
+        rounded = dtype == "int8"
         if isinstance(dtype, str):
-            dtype = getattr(torch, dtype)
+            dtype = torch.bfloat16 if rounded else getattr(torch, dtype)
         self.tokenizer, self.model = self.open_models(
             source,
             dtype=dtype,
@@ -147,8 +150,10 @@ class FrozenLLM(torch.nn.Module):
                 layer.forward = partial(
                     _compiled, layer.forward, compiled, number
                 )
-        # Taken now: LoRA would change the names of the weights.
+        # Taken now: LoRA would change the names of the weights, int8 them.
         self._fingerprint = fingerprint_module(self.model)
+        if rounded:
+            _round_weights(self.model)
 
     def open_models(self, source, **options):
         """Load tokenizer and weights.
@@ -189,6 +194,12 @@ class FrozenLLM(torch.nn.Module):
     def dtype(self):
         """Dtype of the weights."""
         return self.embedding.weight.dtype
+
+    @property
+    def max_positions(self):
+        """Tokens that it was made for, prompt and response; None: any."""
+        config = self.model.config.get_text_config()
+        return getattr(config, "max_position_embeddings", None)
 
     @property
     def embedding(self):
@@ -378,14 +389,32 @@ class FrozenLLM(torch.nn.Module):
             if token in self.stop_ids:
                 ids, ended = ids[:i], True
                 break
-        text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        text = decoded_text(self.tokenizer, ids)
         if stop is not None and stop in text:
-            text, ended = text.split(stop, 1)[0], True
-        return Generation(ids, text.strip(), ended)
+            text, ended = text.split(stop, 1)[0].strip(), True
+        return Generation(ids, text, ended)
 
     def fingerprint(self):
         """Short name of these weights, 16 hexadecimal digits."""
         return self._fingerprint
+
+
+def _round_weights(model):
+    """Round the weights of linear layers to 8 bits, each output by its own."""
+    try:
+        from torchao.quantization import Int8WeightOnlyConfig, quantize_
+    except ImportError as error:
+        raise BadInput(
+            "int8 weights need torchao: pip install 'blsp_plugin[int8]'"
+        ) from error
+    head = model.get_output_embeddings()
+    quantize_(
+        model,
+        Int8WeightOnlyConfig(),
+        lambda module, name: (
+            isinstance(module, torch.nn.Linear) and module is not head
+        ),
+    )
 
 
 class _Once:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from blsp_plugin.errors import BadInput
 from blsp_plugin.pretrained import fingerprint_text
 
-__all__ = ["Prompt", "PromptIds"]
+__all__ = ["Prompt", "PromptIds", "ids_around"]
 
 INSTRUCTION, SPEECH = "{instruction}", "{speech}"
 _MARK = "\ue000speech\ue001"  # private use: in no template and no transcript
@@ -235,18 +235,69 @@ class Prompt:
             "input_ids"
         ]
 
-    def _split(self, instruction):
-        """The ids that every probe agrees on, from both ends."""
-        if any(control in instruction for control in self._controls):
+    def check_text(self, text, what="instruction"):
+        """Refuse control strings: they would end the user's message.
+
+        Arguments
+        ---------
+        text : str
+            What somebody wants to have in a prompt.
+        what : str
+            Its name in the message.
+
+        Raises
+        ------
+        BadInput
+            If a control token of the LLM (``<|im_end|>``) stands in it.
+        """
+        if any(control in text for control in self._controls):
+            shown = text if len(text) <= 80 else text[:80] + "..."
             raise BadInput(
-                f"instruction {instruction!r} has a control token of the LLM "
-                "in it; leave it out"
+                f"{what} {shown!r} has a control token of the LLM in it; "
+                "leave it out"
             )
-        before, after = self.render(instruction)
-        rows = [self._encode(before + probe + after) for probe in _PROBES]
-        prefix = _common(rows)
-        suffix = _common([row[::-1] for row in rows])[::-1]
-        return PromptIds(tuple(prefix), tuple(suffix))
+
+    def _split(self, instruction):
+        self.check_text(instruction)
+        return PromptIds(*ids_around(self._encode, self.render(instruction)))
+
+
+def ids_around(encode, texts):
+    """Ids of the texts around slots, the same whatever stands in the slots.
+
+    The whole is tokenised with several probes in one slot after the other
+    (and the same filler in the rest): what does not change with the probes
+    lies outside the slot.
+
+    Arguments
+    ---------
+    encode : callable
+        text -> list of ids.
+    texts : sequence of str
+        Before, between and behind the slots; one more than there are slots.
+
+    Returns
+    -------
+    list of tuple of int
+        The ids of each text.
+
+    Example
+    -------
+    >>> ids_around(lambda text: list(map(ord, text)), ["ab", "c", ""])
+    [(97, 98), (99,), ()]
+    """
+    filler = _PROBES[0]
+    whole = encode(filler.join(texts))
+    starts, ends = [0], []
+    for slot in range(1, len(texts)):
+        before, after = filler.join(texts[:slot]), filler.join(texts[slot:])
+        rows = [encode(before + probe + after) for probe in _PROBES]
+        ends.append(len(_common(rows)))
+        starts.append(len(whole) - len(_common([row[::-1] for row in rows])))
+    ends.append(len(whole))
+    # A token between two slots may change with either: it is in between.
+    places = [sorted(place) for place in zip(starts, ends, strict=True)]
+    return [tuple(whole[start:end]) for start, end in places]
 
 
 def _common(rows):

@@ -10,14 +10,116 @@ Authors
  * The blsp_plugin team 2026
 """
 
+from dataclasses import dataclass
+
 import torch
 
 from blsp_plugin.decoding import read_prompts
-from blsp_plugin.packing import pack
+from blsp_plugin.errors import BadInput
+from blsp_plugin.packing import Row, pack
 
-__all__ = ["label_log_likelihoods"]
+__all__ = ["Choices", "choice_scores", "label_log_likelihoods"]
 
 _TOKENS_AT_ONCE = 512  # of labels, behind one prompt
+
+
+@dataclass
+class Choices:
+    """A closed set of answers, chosen by their likelihood.
+
+    Arguments
+    ---------
+    labels : list or dict, optional
+        The labels, or label -> its wording for the LLM; those of the test
+        set's references if not given.
+    normalise : str
+        "sum": log-likelihood of a label with its end, that of a whole answer;
+        "length": divided by its tokens, which does not favour short ones.
+    calibrate : str, optional
+        A text without content ("N/A"): what the LLM thinks of each label when
+        it hears that is subtracted (Zhao et al., ICML 2021; Holtzman et al.,
+        EMNLP 2021).
+
+    Raises
+    ------
+    BadInput
+        If ``normalise`` is another word.
+
+    Example
+    -------
+    >>> Choices({"on": "switch it on", "off": "switch it off"}).wordings()
+    {'on': 'switch it on', 'off': 'switch it off'}
+    """
+
+    labels: object = None
+    normalise: str = "sum"
+    calibrate: str = None
+
+    def __post_init__(self):
+        if self.normalise not in ("sum", "length"):
+            raise BadInput(
+                f"choices: normalise {self.normalise!r}; give sum or length"
+            )
+
+    def wordings(self):
+        """Label -> wording, a dict of str."""
+        labels = self.labels
+        if not isinstance(labels, dict):
+            labels = {label: label for label in labels}
+        return {str(label): str(words) for label, words in labels.items()}
+
+    def settings(self):
+        """All that a choice depends on, a dict."""
+        return {
+            "labels": self.wordings(),
+            "normalise": self.normalise,
+            "calibrate": self.calibrate,
+        }
+
+
+def choice_scores(model, prompt, choices, instructions, rows, speech=None):
+    """Scores of the labels to choose from; the highest is the choice.
+
+    Arguments
+    ---------
+    model : BLSP
+        Its LLM is asked.
+    prompt : Prompt
+        Of the LLM.
+    choices : Choices
+        The labels.
+    instructions : list of str
+        What stands before the speech, one a row.
+    rows : list of Row
+        Prompts without a response.
+    speech : SpeechEmbeddings, optional
+        Of the same rows; not given where the slots hold token ids.
+
+    Returns
+    -------
+    torch.Tensor
+        Shape (rows, labels), float32, on the CPU.
+    """
+    wordings = choices.wordings()
+    scores = torch.empty(len(rows), len(wordings))
+    # Wordings of the instruction may end otherwise, and so labels begin.
+    for instruction in dict.fromkeys(instructions):
+        here = [n for n, x in enumerate(instructions) if x == instruction]
+        labels = [
+            prompt.response_ids(instruction, words)
+            for words in wordings.values()
+        ]
+        some = None if speech is None else speech.rows(here)
+        part = model.score([rows[n] for n in here], labels, some)
+        if choices.calibrate is not None:
+            prefix, suffix = prompt.ids(instruction)
+            slot = prompt.slot_ids(instruction, choices.calibrate)
+            part = part - model.score([Row(prefix, slot, suffix)], labels)
+        if choices.normalise == "length":
+            sizes = [len(label) + 1 for label in labels]
+            part = part / torch.tensor(sizes, device=part.device)
+        scores[here] = part.cpu()
+    return scores
 
 
 @torch.no_grad()

@@ -14,7 +14,6 @@ from transformers import GenerationConfig
 
 from blsp_plugin import starter
 from blsp_plugin.adapters import ConvAdapter
-from blsp_plugin.checkpoints import load_adapter, save_adapter
 from blsp_plugin.data.audio import read_speech
 from blsp_plugin.data.manifest import read_manifest
 from blsp_plugin.errors import BadInput
@@ -38,6 +37,7 @@ from blsp_plugin.evaluation.whisper_asr import (
     split_at_pauses,
 )
 from blsp_plugin.hparams import load_hparams
+from blsp_plugin.package import load_adapter, save_adapter
 from tests.conftest import make_wavs
 
 NAMES = ["gold", "cascade", "speechllm", "untrained", "whisper"]

@@ -5,10 +5,10 @@ import pytest
 import soundfile
 import torch
 
-from blsp_plugin.checkpoints import load_adapter, save_adapter
 from blsp_plugin.errors import BadInput
 from blsp_plugin.hparams import excerpt_hparams
 from blsp_plugin.inference import SpeechLLM
+from blsp_plugin.package import load_adapter, save_adapter
 from blsp_plugin.packing import Row, pack
 from tests.conftest import make_wavs
 from tests.tiny import tiny_llm
@@ -133,7 +133,7 @@ def test_adapter_for_another_base_is_refused(folder, model, prompt, tmp_path):
 def test_damaged_adapters_are_one_line(folder, model, prompt, tmp_path):
     with pytest.raises(BadInput, match="no such file"):
         load_adapter(model, prompt, tmp_path)
-    with pytest.raises(BadInput, match=r"has no hyperparams\.yaml"):
+    with pytest.raises(BadInput, match=r"has no adapter\.json"):
         SpeechLLM.from_hparams(str(tmp_path))
     json = (folder / "adapter.json").read_bytes()
     weights = (folder / "adapter.safetensors").read_bytes()

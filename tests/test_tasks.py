@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM
 
 from blsp_plugin import starter
 from blsp_plugin.adapters import ConvAdapter
-from blsp_plugin.checkpoints import save_adapter
 from blsp_plugin.data.manifest import read_manifest
 from blsp_plugin.data.text import recase
 from blsp_plugin.errors import BadInput
@@ -38,6 +37,7 @@ from blsp_plugin.evaluation.understanding import LabelAccuracy
 from blsp_plugin.evaluation.whisper_asr import Answer, WhisperASR
 from blsp_plugin.hparams import load_hparams
 from blsp_plugin.llm import FrozenLLM
+from blsp_plugin.package import save_adapter
 from blsp_plugin.prompts import Prompt
 from tests.tiny import tiny_tasks
 from tests.training import ROOT

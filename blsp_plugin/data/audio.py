@@ -25,6 +25,7 @@ __all__ = [
     "probe_speech",
     "read_speech",
     "resampled_length",
+    "to_speech",
 ]
 
 SAMPLE_RATE = 16000
@@ -307,9 +308,62 @@ def read_speech(path, start=None, stop=None):
             f"{path}: has NaN or infinite samples; export it again or drop "
             "the row"
         )
+    return _resampled(signal, rate)
+
+
+def _resampled(signal, rate):
+    """A signal of shape (samples,) at 16 kHz."""
     if rate == SAMPLE_RATE:
         return signal
+    length = resampled_length(len(signal), rate)
     signal = torchaudio.functional.resample(signal, rate, SAMPLE_RATE)
     # torchaudio rounds the new length in float32, which is one off at times.
-    length = resampled_length(wanted, rate)
     return torch.nn.functional.pad(signal, (0, length - len(signal)))
+
+
+def to_speech(audio):
+    """Whatever somebody calls audio, as the encoder wants it.
+
+    Arguments
+    ---------
+    audio : str, os.PathLike, torch.Tensor or tuple
+        A file; samples of shape (samples,), float, 16 kHz; or samples (a
+        tensor or an array) of shape (samples,) or (channels, samples) with
+        their rate in Hz, as torchaudio loads them.
+
+    Returns
+    -------
+    torch.Tensor
+        float32, shape (samples,), 16 kHz mono.
+
+    Raises
+    ------
+    BadInput
+        See `read_speech`; no samples, NaN or infinite ones, another shape.
+
+    Example
+    -------
+    >>> to_speech((torch.zeros(2, 48000), 48000)).shape
+    torch.Size([16000])
+    """
+    if isinstance(audio, str | os.PathLike):
+        return read_speech(audio)
+    rate, flat = SAMPLE_RATE, (1,)
+    if isinstance(audio, tuple | list) and len(audio) == 2:
+        (audio, rate), flat = audio, (1, 2)
+    signal = torch.as_tensor(audio)
+    if (
+        signal.ndim not in flat
+        or not signal.is_floating_point()
+        or not signal.numel()
+        or not signal.isfinite().all()
+        or rate not in range(1000, 1000000)
+    ):
+        raise BadInput(
+            f"audio of shape {tuple(signal.shape)}, {signal.dtype}, at {rate} "
+            "Hz: give a file, finite float samples of shape (samples,) at 16 "
+            "kHz, or (samples, rate) with shape (samples,) or (channels, "
+            "samples)"
+        )
+    signal = signal.float()
+    return _resampled(signal.mean(0) if signal.ndim == 2 else signal, rate)

@@ -16,7 +16,6 @@ from speechbrain.utils.distributed import (
 )
 from speechbrain.utils.logger import get_logger
 
-from blsp_plugin.checkpoints import load_adapter
 from blsp_plugin.data.corpora import prepare_corpus
 from blsp_plugin.data.manifest import (
     check_rejected,
@@ -28,6 +27,7 @@ from blsp_plugin.evaluation.report import report
 from blsp_plugin.evaluation.runner import Evaluation
 from blsp_plugin.files import atomic_write
 from blsp_plugin.hparams import load_hparams
+from blsp_plugin.package import load_adapter
 
 logger = get_logger(__name__)
 

@@ -22,6 +22,7 @@ from blsp_plugin.pretrained import (
     lora_layers,
     without_lora,
 )
+from blsp_plugin.scoring import choice_scores
 
 __all__ = [
     "Cascade",
@@ -160,9 +161,15 @@ class _LLMSystem(System):
         list of Answer
         """
         if task.choices is not None:
-            labels = self._choose(rows, speech, clips, task)
+            asked = [task.instruction_for(clip.id) for clip in clips]
+            scores = choice_scores(
+                self.model, self.prompt, task.choices, asked, rows, speech
+            )
+            names = list(task.choices.wordings())
             seconds = (time.perf_counter() - began) / len(rows)
-            return [Answer(label, seconds) for label in labels]
+            return [
+                Answer(names[n], seconds) for n in scores.argmax(1).tolist()
+            ]
         first = []
         generations = self.model.generate(
             rows,
@@ -180,34 +187,6 @@ class _LLMSystem(System):
             )
             for written in generations
         ]
-
-    def _choose(self, rows, speech, clips, task):
-        """The likeliest label of each row."""
-        choices = task.choices
-        wordings = choices.wordings()
-        # Wordings of the instruction may end otherwise, and so labels begin.
-        asked = [task.instruction_for(clip.id) for clip in clips]
-        scores = torch.empty(len(rows), len(wordings))
-        for instruction in dict.fromkeys(asked):
-            here = [n for n, x in enumerate(asked) if x == instruction]
-            labels = [
-                self.prompt.response_ids(instruction, words)
-                for words in wordings.values()
-            ]
-            some = None if speech is None else speech.rows(here)
-            part = self.model.score([rows[n] for n in here], labels, some)
-            if choices.calibrate is not None:
-                prefix, suffix = self.prompt.ids(instruction)
-                slot = self.prompt.slot_ids(instruction, choices.calibrate)
-                part = part - self.model.score(
-                    [Row(prefix, slot, suffix)], labels
-                )
-            if choices.normalise == "length":
-                sizes = [len(label) + 1 for label in labels]
-                part = part / torch.tensor(sizes, device=part.device)
-            scores[here] = part.cpu()
-        names = list(wordings)
-        return [names[n] for n in scores.argmax(1).tolist()]
 
 
 class GoldTextLLM(_LLMSystem):

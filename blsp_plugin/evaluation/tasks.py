@@ -8,62 +8,9 @@ import zlib
 from dataclasses import dataclass, field
 
 from blsp_plugin.errors import BadInput
+from blsp_plugin.scoring import Choices
 
 __all__ = ["Choices", "Task"]
-
-
-@dataclass
-class Choices:
-    """A closed set of answers, chosen by their likelihood.
-
-    Arguments
-    ---------
-    labels : list or dict, optional
-        The labels, or label -> its wording for the LLM; those of the test
-        set's references if not given.
-    normalise : str
-        "sum": log-likelihood of a label with its end, that of a whole answer;
-        "length": divided by its tokens, which does not favour short ones.
-    calibrate : str, optional
-        A text without content ("N/A"): what the LLM thinks of each label when
-        it hears that is subtracted (Zhao et al., ICML 2021; Holtzman et al.,
-        EMNLP 2021).
-
-    Raises
-    ------
-    BadInput
-        If ``normalise`` is another word.
-
-    Example
-    -------
-    >>> Choices({"on": "switch it on", "off": "switch it off"}).wordings()
-    {'on': 'switch it on', 'off': 'switch it off'}
-    """
-
-    labels: object = None
-    normalise: str = "sum"
-    calibrate: str = None
-
-    def __post_init__(self):
-        if self.normalise not in ("sum", "length"):
-            raise BadInput(
-                f"choices: normalise {self.normalise!r}; give sum or length"
-            )
-
-    def wordings(self):
-        """Label -> wording, a dict of str."""
-        labels = self.labels
-        if not isinstance(labels, dict):
-            labels = {label: label for label in labels}
-        return {str(label): str(words) for label, words in labels.items()}
-
-    def settings(self):
-        """All that a choice depends on, a dict."""
-        return {
-            "labels": self.wordings(),
-            "normalise": self.normalise,
-            "calibrate": self.calibrate,
-        }
 
 
 @dataclass

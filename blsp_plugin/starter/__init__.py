@@ -12,8 +12,10 @@ about a millisecond. From YAML::
 (HyperPyYAML does not join such a value to a text: ``!ref <data_folder>`` is
 the directory, ``!ref <data_folder>/train.csv`` would lose it.)
 
-Nothing else in the code knows the starter kit: where a hub or a disk has the
-models, name ``openai/whisper-base`` or a directory instead.
+Nothing else in the code knows what is in the kit: where a hub or a disk has
+the models, name ``openai/whisper-base`` or a directory instead. An adapter's
+folder that travels names the kit's models as ``starter:whisper-base``
+(`portable`), which are fetched where they are not (`resolve`).
 
 The kit lies in ``$BLSP_STARTER``, else in ``$XDG_CACHE_HOME/blsp_plugin``,
 else in ``~/.cache/blsp_plugin``. Several processes may ask at once: one
@@ -25,6 +27,9 @@ Authors
  * The blsp_plugin team 2026
 """
 
+import os
+
+from blsp_plugin.errors import BadInput
 from blsp_plugin.starter.store import Part, ensure, is_ready, root
 
 __all__ = [
@@ -32,12 +37,15 @@ __all__ = [
     "corpus",
     "gemma3",
     "is_ready",
+    "portable",
+    "resolve",
     "root",
     "smollm2",
     "whisper_base",
     "whisper_tiny_en",
 ]
 
+_SCHEME = "starter:"
 LANGUAGES = ("en", "es", "fr", "it", "ru")
 
 # A recipe number grows when a builder's output changes: the part is rebuilt.
@@ -188,10 +196,65 @@ def corpus(language="en"):
     '/home/you/.cache/blsp_plugin/corpus-en'
     """
     if language not in LANGUAGES:
-        from blsp_plugin.errors import BadInput
-
         raise BadInput(
             f"starter corpus: no language {language!r}; use one of "
             + ", ".join(LANGUAGES)
         )
     return ensure(PARTS[f"corpus-{language}"])
+
+
+def portable(source):
+    """A name for a model that holds on other machines too, where there is one.
+
+    Arguments
+    ---------
+    source : str
+        Folder or hub id.
+
+    Returns
+    -------
+    str
+        ``starter:<part>`` for a model of the kit, else ``source`` itself.
+
+    Example
+    -------
+    >>> import os
+    >>> portable(os.path.join(root(), "whisper-base"))
+    'starter:whisper-base'
+    >>> portable("openai/whisper-small")
+    'openai/whisper-small'
+    """
+    for name in PARTS:
+        if os.path.abspath(source) == os.path.join(root(), name):
+            return _SCHEME + name
+    return source
+
+
+def resolve(source):
+    """The folder or hub id that a name stands for; fetched if need be.
+
+    Arguments
+    ---------
+    source : str
+        From `portable`.
+
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    BadInput
+        If the kit has no such part, or it cannot be fetched.
+
+    Example
+    -------
+    >>> resolve("openai/whisper-small")
+    'openai/whisper-small'
+    """
+    if not source.startswith(_SCHEME):
+        return source
+    name = source.removeprefix(_SCHEME)
+    if name not in PARTS:
+        raise BadInput(f"{source}: the starter kit has {', '.join(PARTS)}")
+    return ensure(PARTS[name])

@@ -1,0 +1,5 @@
+"""The ``blsp`` command.
+
+Authors
+ * The blsp_plugin team 2026
+"""
