@@ -399,7 +399,7 @@ class SpeechLLM(Pretrained):
         """
         wavs = [to_speech(clip).to(self.device) for clip in clips]
         for wav in wavs:  # before any work
-            self.check_room(self.model.speech_tokens(len(wav)), 0)
+            self.check_room(self.model.speech_tokens(len(wav)), 1)
         with self.inference_ctx:
             speech = self.model.embed_wavs(wavs)
         return [
@@ -417,13 +417,15 @@ class SpeechLLM(Pretrained):
         prompt_tokens : int
             Tokens of a prompt, its speech included.
         new_tokens : int
-            Tokens of its answer, at most.
+            Tokens of its answer, at most; at least 1.
 
         Raises
         ------
         BadInput
             Naming the numbers.
         """
+        if new_tokens < 1:
+            raise BadInput(f"max_new_tokens {new_tokens}: give at least 1")
         room = self.model.llm.max_positions
         if room is not None and prompt_tokens + new_tokens > room:
             raise BadInput(
