@@ -87,6 +87,7 @@ class SpeechLLM(Pretrained):
         whisper=None,
         llm=None,
         dtype=None,
+        encoder_dtype=None,
         run_opts=None,
         **kwargs,
     ):
@@ -113,6 +114,8 @@ class SpeechLLM(Pretrained):
         dtype : str, optional
             Of the LLM's weights: "float32", "bfloat16" or "int8"; the one
             that it was trained with if not given.
+        encoder_dtype : str, optional
+            Of the encoder's weights: "float32" if not given, "bfloat16".
         run_opts : dict, optional
             SpeechBrain's, such as ``{"device": "cuda"}``.
         **kwargs : dict
@@ -135,7 +138,9 @@ class SpeechLLM(Pretrained):
                     f"{source}: {', '.join(kwargs)} are for its YAML; if you "
                     f"trust the folder, open it by {opening_yaml(folder)}"
                 )
-            model, prompt = open_package(folder, whisper, llm, dtype)
+            model, prompt = open_package(
+                folder, whisper, llm, dtype, encoder_dtype
+            )
             facts = read_facts(folder)
             hparams = {
                 "prompt": prompt,
@@ -147,9 +152,9 @@ class SpeechLLM(Pretrained):
                 "llm": model.llm,
             }
             return cls(modules, hparams, run_opts)
-        if (whisper, llm, dtype) != (None, None, None):
+        if any((whisper, llm, dtype, encoder_dtype)):
             raise BadInput(
-                f"{source}: whisper, llm and dtype go without a YAML; with "
+                f"{source}: whisper, llm and dtypes go without a YAML; with "
                 "one, give `overrides`"
             )
         if os.path.isdir(source):

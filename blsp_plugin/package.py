@@ -150,7 +150,9 @@ def _check_kinds(facts, kinds):
             raise ValueError(f"{name!r} is missing or of another kind")
 
 
-def open_package(folder, whisper=None, llm=None, dtype=None, **options):
+def open_package(
+    folder, whisper=None, llm=None, dtype=None, encoder_dtype=None, **options
+):
     """Open a trained adapter with its base; nothing of the folder is executed.
 
     Arguments
@@ -164,6 +166,8 @@ def open_package(folder, whisper=None, llm=None, dtype=None, **options):
     dtype : str, optional
         Of the LLM's weights: "float32", "bfloat16" or "int8"; the one that it
         was trained with if not given.
+    encoder_dtype : str, optional
+        Of the encoder's weights: "float32" if not given, "bfloat16".
     **options : dict
         Passed on to `FrozenLLM`.
 
@@ -181,7 +185,9 @@ def open_package(folder, whisper=None, llm=None, dtype=None, **options):
     facts = read_facts(folder)
     adapter = _build_adapter(facts, folder)
     encoder = WhisperEncoder(
-        whisper or starter.resolve(facts["whisper"]), facts["pad_to_30s"]
+        whisper or starter.resolve(facts["whisper"]),
+        facts["pad_to_30s"],
+        encoder_dtype or "float32",
     )
     llm = FrozenLLM(
         llm or starter.resolve(facts["llm"]),
