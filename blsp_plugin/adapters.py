@@ -6,6 +6,8 @@ of speech tokens before the model runs (the data side calls it). Where that
 number depends on what is said, ``counts_transcript`` is True: in training a
 clip then gets as many speech tokens as its transcript has tokens (``tokens``),
 and ``fired`` is the number that the adapter itself would have given.
+``arguments`` makes the same adapter again, but for its weights: an export
+writes it (`blsp_plugin.huggingface`).
 
 Authors
  * The blsp_plugin team 2026
@@ -76,6 +78,13 @@ class ConvAdapter(nn.Module):
         gain=None,
     ):
         super().__init__()
+        self.arguments = {
+            "input_size": input_size,
+            "output_size": output_size,
+            "bottleneck": bottleneck,
+            "layers": layers,
+            "kernel_size": kernel_size,
+        }
         widths = [input_size] * layers + [output_size]
         self.convs = nn.ModuleList(
             nn.Conv1d(
@@ -176,6 +185,12 @@ class ConcatMLPAdapter(nn.Module):
         self, input_size, output_size, hidden_size=2048, stride=8, gain=None
     ):
         super().__init__()
+        self.arguments = {
+            "input_size": input_size,
+            "output_size": output_size,
+            "hidden_size": hidden_size,
+            "stride": stride,
+        }
         self.stride = stride
         self.norm_in = nn.RMSNorm(input_size * stride, eps=1e-6)
         self.up = nn.Linear(input_size * stride, 2 * hidden_size, bias=False)
@@ -263,6 +278,14 @@ class CFormerAdapter(nn.Module):
             raise BadInput(
                 f"hidden_size {hidden_size} is not a multiple of heads {heads}"
             )
+        self.arguments = {
+            "input_size": input_size,
+            "output_size": output_size,
+            "hidden_size": hidden_size,
+            "layers": list(layers),
+            "heads": heads,
+            "tokens_per_second": tokens_per_second,
+        }
         self.tokens_per_second = tokens_per_second
         self.down = nn.Conv1d(input_size, hidden_size, 3, stride=2, padding=1)
         before, after = (

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from blsp_plugin.errors import BadInput
 from blsp_plugin.pretrained import fingerprint_text
 
-__all__ = ["Prompt", "PromptIds"]
+__all__ = ["INSTRUCTION", "SPEECH", "Prompt", "PromptIds", "ids_around_slots"]
 
 INSTRUCTION, SPEECH = "{instruction}", "{speech}"
 _MARK = "\ue000speech\ue001"  # private use: in no template and no transcript
@@ -112,7 +112,7 @@ class Prompt:
         before = before.replace(INSTRUCTION, instruction)
         after = after.replace(INSTRUCTION, instruction)
         if self.template is not None:
-            return self._bos_text() + before, after
+            return self.bos_text() + before, after
         messages = [{"role": "user", "content": before + _MARK + after}]
         if self.system is not None:
             messages.insert(0, {"role": "system", "content": self.system})
@@ -224,8 +224,14 @@ class Prompt:
         probes = [self._encode(probe) for probe in _PROBES]
         return fingerprint_text(str(len(self.tokenizer)), str(probes))
 
-    def _bos_text(self):
-        """A base model's prompt starts as its tokenizer starts a text."""
+    def bos_text(self):
+        """What a plain template starts with: as the tokenizer starts a text.
+
+        Returns
+        -------
+        str
+            The BOS token, or nothing.
+        """
         bos = self.tokenizer.bos_token_id
         starts = self.tokenizer("a")["input_ids"][:1] == [bos]
         return self.tokenizer.bos_token if bos is not None and starts else ""
@@ -243,17 +249,50 @@ class Prompt:
                 "in it; leave it out"
             )
         before, after = self.render(instruction)
-        rows = [self._encode(before + probe + after) for probe in _PROBES]
-        prefix = _common(rows)
-        suffix = _common([row[::-1] for row in rows])[::-1]
+        prefix, suffix = ids_around_slots(self._encode, (before, after))
         return PromptIds(tuple(prefix), tuple(suffix))
 
 
+def ids_around_slots(encode, pieces):
+    """Token ids of a text's pieces, with slots between them.
+
+    The ids that every probe in a slot agrees on, from both ends; a token that
+    reaches into a slot belongs to none of the pieces.
+
+    Arguments
+    ---------
+    encode : callable
+        Text -> list of token ids.
+    pieces : sequence of str
+        The text before, between and behind its slots.
+
+    Returns
+    -------
+    list of list of int
+        One a piece.
+
+    Example
+    -------
+    >>> def encode(text):
+    ...     return [ord(letter) for letter in text]
+    >>> ids_around_slots(encode, ["<", "|", ">"])
+    [[60], [124], [62]]
+    """
+    fill = _PROBES[0]
+    first = encode(fill.join(pieces))
+    starts, ends = [0], []
+    for slot in range(1, len(pieces)):
+        before = fill.join(pieces[:slot])
+        after = fill.join(pieces[slot:])
+        rows = [encode(before + probe + after) for probe in _PROBES]
+        ends.append(_common(rows))
+        starts.append(len(first) - _common([row[::-1] for row in rows]))
+    ends.append(len(first))
+    return [first[i:j] for i, j in zip(starts, ends, strict=True)]
+
+
 def _common(rows):
-    """Longest common beginning of some lists."""
-    same = []
-    for column in zip(*rows, strict=False):
-        if len(set(column)) > 1:
-            break
-        same.append(column[0])
-    return same
+    """Length of the longest common beginning of some lists."""
+    columns = zip(*rows, strict=False)
+    differing = (i for i, ids in enumerate(columns) if len(set(ids)) > 1)
+    return next(differing, min(map(len, rows)))
