@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 from speechbrain.nnet.adapters import AdaptedModel, LoRA
 from transformers import (
+    AutoConfig,
     AutoFeatureExtractor,
     AutoModelForCausalLM,
     AutoProcessor,
@@ -428,6 +429,33 @@ def test_tied_embeddings_and_dtypes_are_kept(llm_folder, encoder, tmp_path):
     assert llm.lm_head.weight is llm.model.embed_tokens.weight
     assert exported.dtype == torch.bfloat16
     assert_same(model, prompt, processor, exported, make_wavs([1, 0.3]), 0)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "gpt2"])
+def test_other_families_of_llms(llm_folder, encoder, tmp_path, family):
+    """Experts whose weights are stored otherwise; absolute positions, tied."""
+    config = AutoConfig.for_model(
+        family,
+        vocab_size=400,
+        initializer_range=0.3,
+        num_attention_heads=4,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_key_value_heads=2,
+        num_local_experts=3,
+    )
+    source = tmp_path / "llm"
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(source)
+    AutoTokenizer.from_pretrained(llm_folder).save_pretrained(source)
+    model = build(encoder, FrozenLLM(source))
+    prompt = Prompt(model.llm.tokenizer)
+    export_to_transformers(model, prompt, tmp_path / "out")
+    processor, exported = reload(tmp_path / "out")
+    assert_same(model, prompt, processor, exported, make_wavs([1.0, 0.3]))
 
 
 def test_bad_input_is_one_line(exported):
