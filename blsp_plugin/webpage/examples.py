@@ -16,10 +16,22 @@ _MOST = 8
 _SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus")
 # Of the starter corpus' test split, so that no adapter was trained on them.
 _STARTER = (
-    ("agent-pass", "Please repeat the following words."),
-    ("pbx-invalidpark", "Please translate the following text into French."),
-    ("vm-rec-temp", "What should be done after the tone?"),
-    ("demo-nogo", "Summarize this in a few words."),
+    (
+        "agent-pass",
+        "Please repeat the following words.",
+        "Password: repeat the words",
+    ),
+    (
+        "pbx-invalidpark",
+        "Please translate the following text into French.",
+        "Parked call: in French",
+    ),
+    (
+        "vm-rec-temp",
+        "What should be done after the tone?",
+        "Voicemail: what to do after the tone",
+    ),
+    ("demo-nogo", "Summarize this in a few words.", "Failure: in a few words"),
 )
 
 
@@ -32,16 +44,13 @@ class Example(NamedTuple):
         The clip.
     instruction : str
         What to do with it.
+    label : str
+        How it is called on the page.
     """
 
     path: str
     instruction: str
-
-    @property
-    def label(self):
-        """How it is called on the page."""
-        name = os.path.splitext(os.path.basename(self.path))[0]
-        return f"{name.removeprefix('en__')}: {self.instruction}"
+    label: str
 
 
 def starter_examples():
@@ -56,8 +65,8 @@ def starter_examples():
         return []
     folder = os.path.join(starter.root(), part.name, "flac")
     found = [
-        Example(os.path.join(folder, f"en__{name}.flac"), instruction)
-        for name, instruction in _STARTER
+        Example(os.path.join(folder, f"en__{name}.flac"), instruction, label)
+        for name, instruction, label in _STARTER
     ]
     return [example for example in found if os.path.isfile(example.path)]
 
@@ -102,10 +111,11 @@ def find_examples(folder, instruction):
     found = []
     for name in clips[:_MOST]:
         path = os.path.join(os.path.abspath(folder), name)
-        told = os.path.splitext(path)[0] + ".txt"
-        words = instruction
+        stem = os.path.splitext(path)[0]
+        told, words = stem + ".txt", instruction
         if os.path.isfile(told):
             with open(told, encoding="utf-8", errors="replace") as stream:
                 words = stream.read().strip() or instruction
-        found.append(Example(path, words))
+        label = f"{os.path.basename(stem)}: {words}"
+        found.append(Example(path, words, label))
     return found

@@ -95,7 +95,7 @@ def check_turn(text, path, limits, prompt):
 
 def _check_clip(path, limits):
     name = os.path.basename(path)
-    megabytes = os.path.getsize(path) / 1e6 if os.path.isfile(path) else 0
+    megabytes = os.path.getsize(path) / 2**20 if os.path.isfile(path) else 0
     if megabytes > limits.megabytes:
         raise BadInput(
             f"{name} has {megabytes:.1f} MB; the most that is taken here is "

@@ -83,12 +83,14 @@ class Page:
             )
         with gr.Row():
             self.speech = _column(
-                SPEECH, "hears the clip itself", "Give a clip, say what to do."
+                SPEECH,
+                "hears the clip itself",
+                "Give a clip and say what to do with it, or just ask.",
             )
             self.text = _column(
                 CASCADE,
                 "Whisper writes down the clip, the same LLM reads it",
-                "To compare with.",
+                "To compare: what the LLM answers to a transcript.",
                 self.has_cascade,
             )
         self.figures = gr.HTML(elem_id="figures", padding=False)
@@ -132,7 +134,7 @@ class Page:
                 max_length=self.limits.characters,
                 autofocus=True,
                 scale=5,
-                min_width=180,
+                min_width=260,
                 elem_id="words",
             )
             self.send = gr.Button(

@@ -51,8 +51,8 @@ def figures_table(costs):
         for name, cells in rows.items()
     )
     return (
-        '<div class="scrolled"><table class="figures"><thead><tr><td></td>'
-        f"{heads}</tr></thead><tbody>{lines}</tbody></table></div>"
+        f"<table><thead><tr><td>&nbsp;</td>{heads}</tr></thead>"
+        f"<tbody>{lines}</tbody></table>"
     )
 
 

@@ -224,8 +224,6 @@ class Talk:
             if self.stopped:
                 raise BadInput("Stopped before it began; nothing was asked.")
             yield
-        except BadInput as error:
-            raise BadInput(sentence(error)) from error
         finally:
             self.running = self.stopped = False
 
@@ -263,7 +261,7 @@ class Talk:
         try:
             yield from self._reply(self.text, shown, start, plain=True)
         except BadInput as error:
-            self.note = f"The cascade has no answer: {sentence(error)}"
+            self.note = f"The cascade has no answer: {error}"
             self.text.cost = None
         else:
             cost = TurnCost(_seconds(wav), self.text.chat.figures, before)
@@ -301,8 +299,11 @@ class Talk:
 
     def _pieces(self, start, plain=False):
         """Pieces of a reply, each written while the models are ours."""
-        with self.models.using(plain):
-            stream = start()
+        try:
+            with self.models.using(plain):
+                stream = start()
+        except BadInput as error:
+            raise BadInput(sentence(error)) from error
         try:
             while True:
                 # Asked for at least one: a turn counts once it has begun.
