@@ -37,17 +37,18 @@ CSS = """
 /* Nothing to show takes no room. */
 #figures:not(:has(table)), #note:not(:has(p)), #heard:not(:has(dl)) {
   display: none; }
+#figures { overflow-x: auto !important; }
 #figures table { width: 100%; margin: 0; border: 0 !important;
   border-collapse: collapse; font-size: .84rem;
   font-variant-numeric: tabular-nums; }
-#figures :is(table, tbody, thead) { border: 0 !important; }
+#figures :is(table, tbody, thead, tr) { border: 0 !important;
+  padding: 0 !important; margin: 0 !important; }
 #figures table :is(th, td) { padding: .22rem .6rem; text-align: right;
   white-space: nowrap; border: 0 !important; background: none; }
 #figures thead th { font-weight: 400;
   color: var(--body-text-color-subdued); }
 #figures table tbody th { text-align: left !important; font-weight: 600;
   padding-left: 0; }
-#figures tr { border: 0 !important; }
 #figures tbody tr {
   border-top: 1px solid var(--border-color-primary) !important; }
 dl.heard { display: grid; grid-template-columns: max-content 1fr;
@@ -63,10 +64,11 @@ p.note { margin: 0; padding: .55rem .8rem; border-radius: 6px;
   /* The table on its side: a column for each LLM. */
   #figures :is(table, tbody) { display: flex; }
   #figures tbody { flex: 1; }
-  #figures thead th { text-align: left; padding-left: 0; }
-  #figures tr { display: flex; flex-direction: column; flex: 1;
-    border: 0 !important; }
-  #figures tbody th { text-align: right !important; }
+  #figures thead :is(th, td) { text-align: left !important; }
+  #figures table :is(th, td) { padding: .22rem .2rem; }
+  #figures tr { display: flex; flex-direction: column; flex: 1; }
+  #figures tbody tr { border: 0 !important; }
+  #figures table tbody th { text-align: right !important; }
 }
 .dark p.note { background: #3a2a0c; color: #fcd9a0; }
 """

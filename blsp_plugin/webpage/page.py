@@ -128,7 +128,7 @@ class Page:
                 label="Instruction",
                 show_label=False,
                 container=False,
-                placeholder="What should be done with the clip?",
+                placeholder="What to do with the clip?",
                 lines=1,
                 max_lines=5,
                 max_length=self.limits.characters,
@@ -168,34 +168,33 @@ class Page:
     def _connect(self):
         shown = [self.speech, self.text, self.figures, self.note, self.heard]
         buttons = [self.send, self.halt, self.listen]
-        asked = gr.on(
+        given = [self.words, self.clip]
+        said = gr.on(
             [self.send.click, self.words.submit],
-            self._begin,
+            self._say,
+            given,
+            [*buttons, self.note, *given],
+            api_name="say",
+            **_AT_ONCE,
+        )
+        wondered = self.listen.click(
+            self._wonder,
             outputs=[*buttons, self.note],
             api_visibility="private",
             **_AT_ONCE,
         )
-        listened = self.listen.click(
-            self._begin,
-            outputs=[*buttons, self.note],
-            api_visibility="private",
-            **_AT_ONCE,
-        )
-        for begun, turn, inputs, name in (
-            (asked, self._ask, [self.words, self.clip], "ask"),
-            (listened, self._listen, [], "listen"),
-        ):
+        for begun, turn in ((said, self._answer), (wondered, self._listen)):
             begun.success(
                 turn,
-                inputs,
-                [*shown, *([self.words, self.clip] if inputs else [])],
-                api_name=name,
+                outputs=shown,
+                api_name=turn.__name__.strip("_"),
                 show_progress="minimal",
                 show_progress_on=self.speech,
                 **_MODEL,
             ).then(
                 self._settle,
-                outputs=buttons,
+                given,
+                [*buttons, *given],
                 api_visibility="private",
                 **_AT_ONCE,
             )
@@ -205,30 +204,34 @@ class Page:
         )
         self.blocks.unload(self._leave)
 
-    # What a click does. Functions are given the visitor's request by gradio.
+    # What a click does: at once it is noted what the visitor wants, then it
+    # is done in turn. Functions are given the visitor's request by gradio.
 
-    def _begin(self, request: gr.Request):
+    def _say(self, words, clip, request: gr.Request):
+        talk = self._queued(request)
+        talk.said = (words, clip)
+        return [*_buttons(talk), "", "", None]
+
+    def _wonder(self, request: gr.Request):
+        return [*_buttons(self._queued(request)), ""]
+
+    def _queued(self, request):
+        """The visitor's conversation, waiting for its turn."""
         talk = self.visitors.get(request.session_hash)
+        refused = None
         if talk.asked:
-            raise gr.Error("Your last message is not answered yet.", title="")
-        if self.visitors.waiting > self.limits.queue:
-            raise gr.Error(
-                "Too many people are waiting; please try again in a minute.",
-                title="",
-            )
+            refused = "Your last message is not answered yet."
+        elif self.visitors.waiting >= self.limits.queue:
+            refused = "Many people are waiting; please try again in a minute."
+        if refused:
+            raise gr.Error(refused, title="", print_exception=False)
         talk.waiting = True
-        return [*_buttons(talk), ""]
+        return talk
 
-    def _ask(self, words, clip, request: gr.Request):
+    def _answer(self, request: gr.Request):
         talk = self.visitors.get(request.session_hash)
-        cleared = False
-        for _ in self._followed(talk, talk.ask(words, clip), request):
-            # What was typed stays in its place until it is part of the
-            # conversation; what is typed during the answer stays as well.
-            given = [gr.skip(), gr.skip()]
-            if talk.taken and not cleared:
-                given, cleared = ["", None], True
-            yield [*self._shown(talk), *given]
+        for _ in self._followed(talk, talk.ask(*talk.said), request):
+            yield self._shown(talk)
 
     def _listen(self, request: gr.Request):
         talk = self.visitors.get(request.session_hash)
@@ -260,10 +263,13 @@ class Page:
         talk = self.visitors.renew(request.session_hash)
         return [*self._shown(talk), *_buttons(talk)]
 
-    def _settle(self, request: gr.Request):
+    def _settle(self, words, clip, request: gr.Request):
         talk = self.visitors.get(request.session_hash)
         talk.waiting = False
-        return _buttons(talk)
+        given = [gr.skip(), gr.skip()]
+        if not (talk.taken or words or clip):
+            given = talk.said  # to be mended and sent again
+        return [*_buttons(talk), *given]
 
     def _leave(self, request: gr.Request):
         self.visitors.leave(request.session_hash)

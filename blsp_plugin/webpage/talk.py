@@ -140,7 +140,8 @@ class Talk:
         self.waiting = False  # a turn of ours stands in the queue
         self.running = False
         self.stopped = False
-        self.taken = False  # the last thing said is in the conversation
+        self.said = (None, None)  # text and clip of the next turn
+        self.taken = True  # what was said last is in the conversation
         self._wav = None
 
     @property
@@ -176,6 +177,7 @@ class Talk:
         BadInput
             A sentence for the visitor; the conversation is what it was.
         """
+        self.taken = False
         with self._turn():
             text = check_turn(
                 text, path, self.limits, self.models.speech_llm.prompt
@@ -219,7 +221,7 @@ class Talk:
     @contextlib.contextmanager
     def _turn(self):
         self.waiting, self.running = False, True
-        self.taken, self.note = False, ""
+        self.note = ""
         try:
             if self.stopped:
                 raise BadInput("Stopped before it began; nothing was asked.")
