@@ -146,8 +146,7 @@ def serve(page, host, port, wait=True):
         )
     except OSError as error:
         raise BadInput(
-            f"{host}:{port}: cannot listen there ({error}); give another "
-            "--port"
+            f"{host}:{port}: cannot listen there ({error}); give another --port"
         ) from error
     if wait:
         sys.stdout.write(f"The page is at {url} (Ctrl-C ends it)\n")

@@ -284,7 +284,7 @@ class Page:
             _messages(talk.speech),
             texts,
             figures_table(costs),
-            note_line(talk.note),
+            note_line(talk.note or talk.greeting),
             heard_table(talk.heard),
         ]
 

@@ -136,7 +136,8 @@ class Talk:
         self.speech = Side(models.speech_llm.chat())
         self.text = Side(models.speech_llm.chat()) if models.asr else None
         self.heard = Heard()
-        self.note = ""
+        self.note = ""  # a sentence for the visitor
+        self.greeting = ""  # another, until the first turn is done
         self.waiting = False  # a turn of ours stands in the queue
         self.running = False
         self.stopped = False
@@ -178,6 +179,8 @@ class Talk:
             A sentence for the visitor; the conversation is what it was.
         """
         self.taken = False
+        if self.speech.shown:
+            self.greeting = ""
         with self._turn():
             text = check_turn(
                 text, path, self.limits, self.models.speech_llm.prompt

@@ -26,7 +26,7 @@ class Visitors:
     Arguments
     ---------
     begin : callable
-        Makes a new conversation, an object as `Talk` with ``note`` (str),
+        Makes a new conversation, an object as `Talk` with ``greeting`` (str),
         ``waiting`` and ``asked`` (bool: a turn waits, or waits or runs) and
         ``stop()``.
     idle : float
@@ -44,7 +44,7 @@ class Visitors:
     >>> from types import SimpleNamespace
     >>> now = [0.0]
     >>> visitors = Visitors(
-    ...     lambda: SimpleNamespace(note="", asked=False), 60,
+    ...     lambda: SimpleNamespace(greeting="", asked=False), 60,
     ...     clock=lambda: now[0])
     >>> visitors.get("a") is visitors.get("a") is not visitors.get("b")
     True
@@ -97,7 +97,7 @@ class Visitors:
                     pass
                 self._kept[key] = self.begin()
                 if self._ended.pop(key, False):
-                    self._kept[key].note = _GONE
+                    self._kept[key].greeting = _GONE
             self._kept.move_to_end(key)
             self._until[key] = self.clock() + self.idle
             return self._kept[key]
