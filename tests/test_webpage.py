@@ -154,6 +154,13 @@ def visitor(served):
         client.close()
 
 
+@pytest.fixture(scope="module")
+def regular(served):
+    """A visitor for several tests."""
+    with visitor(served) as who:
+        yield who
+
+
 def spoken(messages):
     """Texts of the messages of a side, clips as None."""
     return [
@@ -392,16 +399,16 @@ def test_a_closed_page_is_forgotten_after_a_while(served):
         (ASKED, "notes", "notes.wav is not readable as audio"),
     ],
 )
-def test_limits_are_sentences(served, clips, text, clip, says):
-    with visitor(served) as who:
-        before = who.say(ASKED, clips.second)
-        seen = who.say(text, clip and getattr(clips, clip))
-        assert says in seen.note and "/" not in seen.note.split(">")[1][:-3]
-        assert seen.note.count("<p") == 1 and seen.note.endswith(".</p>")
-        assert seen.speech == before.speech  # nothing is lost
-        assert seen.cascade == before.cascade
-        after = who.say(MORE)  # and it goes on
-        assert not after.note and len(after.speech) == 4
+def test_limits_are_sentences(regular, clips, text, clip, says):
+    regular.client.predict(api_name="/new")
+    before = regular.say(ASKED, clips.second)
+    seen = regular.say(text, clip and getattr(clips, clip))
+    assert says in seen.note and "/" not in seen.note.split(">")[1][:-3]
+    assert seen.note.count("<p") == 1 and seen.note.endswith(".</p>")
+    assert seen.speech == before.speech  # nothing is lost
+    assert seen.cascade == before.cascade
+    after = regular.say(MORE)  # and it goes on
+    assert not after.note and len(after.speech) == 4
 
 
 def test_large_files_are_refused(served, clips, speech_llm):

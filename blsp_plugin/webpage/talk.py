@@ -249,14 +249,19 @@ class Talk:
     def _ask_text(self, text, wav):
         said, shown, before = text, [text] if text else [], 0.0
         if wav is not None:
-            began = time.perf_counter()
-            with self.models.using(), torch.no_grad():
-                [heard] = self.models.asr.transcribe([wav])
-            before = time.perf_counter() - began
+            listening = {"role": "user", "content": [*shown, "…"]}
+            self.text.shown.append(listening)
+            try:
+                yield
+                began = time.perf_counter()
+                with self.models.using(), torch.no_grad():
+                    [heard] = self.models.asr.transcribe([wav])
+                before = time.perf_counter() - began
+            finally:
+                self.text.shown.remove(listening)
             self.heard = self.heard._replace(whisper=heard)
             said = self._worded(text, heard)
             shown.append(f"“{heard}”")
-            yield
 
         def start():
             return self.text.chat.stream(
