@@ -156,8 +156,9 @@ def visitor(served):
 
 @pytest.fixture(scope="module")
 def regular(served):
-    """A visitor for several tests."""
+    """A visitor who has said something, for several tests."""
     with visitor(served) as who:
+        who.last = who.say(ASKED)
         yield who
 
 
@@ -400,15 +401,14 @@ def test_a_closed_page_is_forgotten_after_a_while(served):
     ],
 )
 def test_limits_are_sentences(regular, clips, text, clip, says):
-    regular.client.predict(api_name="/new")
-    before = regular.say(ASKED, clips.second)
     seen = regular.say(text, clip and getattr(clips, clip))
     assert says in seen.note and "/" not in seen.note.split(">")[1][:-3]
     assert seen.note.count("<p") == 1 and seen.note.endswith(".</p>")
-    assert seen.speech == before.speech  # nothing is lost
-    assert seen.cascade == before.cascade
-    after = regular.say(MORE)  # and it goes on
-    assert not after.note and len(after.speech) == 4
+    assert seen.speech == regular.last.speech  # nothing is lost
+    assert seen.cascade == regular.last.cascade
+    turns = len(seen.speech)
+    regular.last = regular.say(MORE)  # and it goes on
+    assert not regular.last.note and len(regular.last.speech) == turns + 2
 
 
 def test_large_files_are_refused(served, clips, speech_llm):
