@@ -16,6 +16,7 @@ from blsp_plugin.chat import Chat, Clip, embed_tokens
 from blsp_plugin.conversation import Speech
 from blsp_plugin.data.audio import to_speech
 from blsp_plugin.errors import BadInput
+from blsp_plugin.llm import FrozenLLM
 from blsp_plugin.model import BLSP
 from blsp_plugin.package import (
     ADAPTER_FILES,
@@ -88,6 +89,7 @@ class SpeechLLM(Pretrained):
         llm=None,
         dtype=None,
         run_opts=None,
+        llm_class=FrozenLLM,
         **kwargs,
     ):
         """Open a trained adapter with its base.
@@ -115,6 +117,8 @@ class SpeechLLM(Pretrained):
             that it was trained with if not given.
         run_opts : dict, optional
             SpeechBrain's, such as ``{"device": "cuda"}``.
+        llm_class : type
+            What opens the LLM: a kind of `FrozenLLM`; without a YAML.
         **kwargs : dict
             Passed on to SpeechBrain with a YAML: ``overrides``, ...
 
@@ -135,7 +139,7 @@ class SpeechLLM(Pretrained):
                     f"{source}: {', '.join(kwargs)} are for its YAML; if you "
                     f"trust the folder, open it by {opening_yaml(folder)}"
                 )
-            model, prompt = open_package(folder, whisper, llm, dtype)
+            model, prompt = open_package(folder, whisper, llm, dtype, llm_class)
             facts = read_facts(folder)
             hparams = {
                 "prompt": prompt,

@@ -150,7 +150,14 @@ def _check_kinds(facts, kinds):
             raise ValueError(f"{name!r} is missing or of another kind")
 
 
-def open_package(folder, whisper=None, llm=None, dtype=None, **options):
+def open_package(
+    folder,
+    whisper=None,
+    llm=None,
+    dtype=None,
+    llm_class=FrozenLLM,
+    **options,
+):
     """Open a trained adapter with its base; nothing of the folder is executed.
 
     Arguments
@@ -164,8 +171,10 @@ def open_package(folder, whisper=None, llm=None, dtype=None, **options):
     dtype : str, optional
         Of the LLM's weights: "float32", "bfloat16" or "int8"; the one that it
         was trained with if not given.
+    llm_class : type
+        What opens the LLM: a kind of `FrozenLLM`.
     **options : dict
-        Passed on to `FrozenLLM`.
+        Passed on to it.
 
     Returns
     -------
@@ -183,7 +192,7 @@ def open_package(folder, whisper=None, llm=None, dtype=None, **options):
     encoder = WhisperEncoder(
         whisper or starter.resolve(facts["whisper"]), facts["pad_to_30s"]
     )
-    llm = FrozenLLM(
+    llm = llm_class(
         llm or starter.resolve(facts["llm"]),
         dtype or facts["llm_dtype"],
         **options,
