@@ -3,7 +3,6 @@
 import base64
 import contextlib
 import io
-import os
 import re
 import signal
 import subprocess
@@ -97,6 +96,3 @@ def spoken(data, kind="wav"):
 def typed(text):
     """A part of a message: a text."""
     return {"type": "text", "text": text}
-
-
-os.environ.setdefault("OPENAI_API_KEY", "none")

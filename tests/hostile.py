@@ -278,7 +278,7 @@ def field_requests(file):
         "a million answers": chat("Hi", n=10**6),
         "logprobs": chat("Hi", logprobs=True),
         "negative max_tokens": chat("Hi", max_tokens=-1),
-        "no max_tokens": chat("Hi", max_tokens=0),
+        "max_tokens is 0": chat("Hi", max_tokens=0),
         "huge max_tokens": chat("Hi", max_tokens=10**30),
         "max_tokens is a text": chat("Hi", max_tokens="many"),
         "max_tokens is true": chat("Hi", max_tokens=True),

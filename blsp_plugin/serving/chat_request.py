@@ -39,17 +39,17 @@ _HARMLESS = {
 }
 # Would change the answer: only the value that asks for nothing.
 _NOTHING = {
-    "frequency_penalty": (0,),
-    "function_call": ("none",),
-    "functions": ([],),
-    "logit_bias": ({},),
-    "logprobs": (False,),
-    "modalities": (["text"],),
-    "n": (1,),
-    "presence_penalty": (0,),
-    "response_format": ({"type": "text"},),
-    "tools": ([],),
-    "top_logprobs": (0,),
+    "frequency_penalty": 0,
+    "function_call": "none",
+    "functions": [],
+    "logit_bias": {},
+    "logprobs": False,
+    "modalities": ["text"],
+    "n": 1,
+    "presence_penalty": 0,
+    "response_format": {"type": "text"},
+    "tools": [],
+    "top_logprobs": 0,
 }
 _MOST_MARKS = 100_000  # a few bytes of JSON can become a hundred in memory
 _MOST_STOPS = 4
@@ -148,13 +148,12 @@ def parse_request(body, limits):
     _expect(wish.top_p > 0, "top_p", "give a number above 0, up to 1")
     for key, value in asked.items():
         if key in _NOTHING:
-            known = any(
-                value == nothing and type(value) is type(nothing)
-                for nothing in (*_NOTHING[key],)
-            ) or (value == 0 and isinstance(value, float))
+            known = value == _NOTHING[key] and not (
+                isinstance(value, bool) and _NOTHING[key] is not False
+            )
             _expect(known, key, "is not supported here; leave it out")
         elif key not in _HARMLESS:
-            raise Refusal("unknown field; leave it out", key)
+            _expect(False, key[:60], "is not known here; leave it out")
     return ChatRequest(messages, model, wish, stream, usage)
 
 
@@ -173,12 +172,14 @@ def _json(body):
         raise Refusal("the request is not UTF-8; send JSON") from error
     except RecursionError as error:
         raise Refusal("the request is nested too deeply") from error
-    except ValueError as error:
+    except json.JSONDecodeError as error:
         raise Refusal(f"the request is not JSON ({error})") from error
+    except ValueError as error:
+        raise Refusal("the request has a number that is too long") from error
 
 
 def _no_constant(name):
-    raise ValueError(f"{name} is no JSON")
+    raise json.JSONDecodeError(f"{name} is no value", name, 0)
 
 
 def _messages(messages, limits):
