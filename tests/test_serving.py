@@ -24,10 +24,15 @@ from blsp_plugin.model import BLSP
 from blsp_plugin.package import save_adapter
 from blsp_plugin.serving.app import make_app
 from blsp_plugin.serving.embeddings import TokenEmbeddings
-from blsp_plugin.serving.handshake import check_same_llm, find_server
+from blsp_plugin.serving.handshake import (
+    Served,
+    check_same_llm,
+    find_server,
+)
 from blsp_plugin.serving.limits import Limits
 from blsp_plugin.serving.local import LocalEngine
 from blsp_plugin.serving.service import Service
+from blsp_plugin.serving.vllm import VLLMEngine
 from blsp_plugin.streaming import Choice, Sequence, text_pieces
 from tests.conftest import make_wavs
 from tests.front import as_file, front_server, spoken, typed
@@ -338,23 +343,22 @@ def app_of(speech_llm, **limits):
     return make_app(service, key), service
 
 
-def post(app, n, **options):
+async def posted(app, n, **options):
     """Several requests to an application at once."""
     payload = {"messages": [{"role": "user", "content": "Hello"}]}
-
-    async def call():
-        transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(
-            transport=transport, base_url="http://here"
-        ) as client:
-            return await asyncio.gather(
-                *(
-                    client.post("/v1/chat/completions", json=payload, **options)
-                    for _ in range(n)
-                )
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://here"
+    ) as client:
+        return await asyncio.gather(
+            *(
+                client.post("/v1/chat/completions", json=payload, **options)
+                for _ in range(n)
             )
+        )
 
-    return asyncio.run(call())
+
+def post(*args, **options):
+    return asyncio.run(posted(*args, **options))
 
 
 def test_too_many_wait_elsewhere(speech_llm):
@@ -441,3 +445,28 @@ def test_what_is_not_vllm_is_one_line(front, folder):
     assert served.name == "blsp" and served.room == 512
     with pytest.raises(BadInput, match="another LLM.*Not Found"):
         check_same_llm(served, far)
+
+
+def test_without_its_llm_the_server_says_so(front, folder):
+    """vLLM has gone, or is something else by now."""
+    far = SpeechLLM.from_hparams(
+        str(folder), run_opts={"device": "cpu"}, llm_class=TokenEmbeddings
+    )
+    nobody = f"http://127.0.0.1:{free_port()}/v1"
+
+    async def call(url):
+        engine = VLLMEngine(Served(url, "llm", 512, {}), [1])
+        service = Service(far, engine, Limits(), "blsp")
+        [answer] = await posted(make_app(service), 1)
+        healthy = await engine.healthy()
+        await service.close()
+        return answer, healthy
+
+    for url, says in (
+        (nobody, "does not answer"),
+        (f"{front.url}/v1", "server failed"),
+    ):
+        answer, healthy = asyncio.run(call(url))
+        assert answer.status_code == 502
+        assert says in answer.json()["error"]["message"]
+        assert healthy == (url != nobody)

@@ -104,9 +104,9 @@ class Cutter:
 
     Example
     -------
-    >>> cutter = Cutter(["END"])
-    >>> [cutter.feed(piece) for piece in (" a", " bE", "x E", "ND more")]
-    ['a', ' b', 'Ex', '']
+    >>> cutter = Cutter(["STOP"])
+    >>> [cutter.feed(piece) for piece in (" a", " bS", "x S", "TOP more")]
+    ['a', ' b', 'Sx', '']
     >>> cutter.ended, cutter.rest()
     (True, '')
     """

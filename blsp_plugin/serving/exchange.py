@@ -60,6 +60,7 @@ class Exchange(Response):
         self.limits = service.limits
         self.background = None
         self._started = False
+        self._size = 0  # of what was read of the body
 
     async def __call__(self, scope, receive, send):
         """Do it all: an ASGI application for one request."""
@@ -67,13 +68,7 @@ class Exchange(Response):
         try:
             _check_headers(scope)
             with self.service.admitted():
-                body = [await self._body(scope, receive)]
-                try:
-                    await self._unless_gone(receive, self._answer(body, send))
-                except asyncio.TimeoutError as error:
-                    raise Refusal(
-                        "no answer in time; try again", status=504
-                    ) from error
+                await self._attend(scope, receive, send)
             requests["answered"] += 1
         except _Gone:
             requests["left"] += 1
@@ -85,11 +80,28 @@ class Exchange(Response):
             refusal = Refusal("the server failed; try again", status=500)
             await self._refuse(refusal, scope, receive, send)
 
+    async def _attend(self, scope, receive, send):
+        try:
+            body = [await self._body(scope, receive)]
+            await self._unless_gone(receive, self._answer(body, send))
+        except asyncio.TimeoutError as error:
+            raise Refusal("no answer in time; try again", status=504) from error
+        finally:
+            self._forget_size()
+
     async def _refuse(self, refusal, scope, receive, send):
-        if not self._started:
-            await refusal_response(refusal)(scope, receive, send)
-            return
-        await _send_body(send, event(refusal.json()), False)
+        if self._started:
+            response = _send_body(send, event(refusal.json()), False)
+        else:
+            response = refusal_response(refusal)(scope, receive, send)
+        # Who does not take it is not waited for: uvicorn closes then.
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(response, self.limits.read_seconds)
+
+    def _forget_size(self):
+        """The body is not in memory any more."""
+        self.service.uploading -= self._size
+        self._size = 0
 
     async def _body(self, scope, receive):
         """The whole body, if it comes soon and is not too large."""
@@ -99,28 +111,25 @@ class Exchange(Response):
             if b"expect" not in headers:  # else it is not sent at all
                 await self._drain(receive)
             raise self._too_large()
-        pieces, size = [], 0
+        pieces, more = [], True
         until = time.monotonic() + self.limits.body_seconds
-        try:
-            more = True
-            while more:
-                message = await self._receive(receive, until)
-                size += len(message["body"])
-                self.service.uploading += len(message["body"])
-                pieces.append(message["body"])
-                if size > most:
-                    pieces.clear()
-                    await self._drain(receive)
-                    raise self._too_large()
-                if self.service.uploading > uploads:
-                    raise Refusal(
-                        "too much is being sent at once; try again",
-                        status=429,
-                        headers={"Retry-After": "5", "Connection": "close"},
-                    )
-                more = message["more_body"]
-        finally:
-            self.service.uploading -= size
+        while more:
+            message = await self._receive(receive, until)
+            self._size += len(message["body"])
+            self.service.uploading += len(message["body"])
+            pieces.append(message["body"])
+            if self._size > most:
+                pieces.clear()
+                self._forget_size()
+                await self._drain(receive)
+                raise self._too_large()
+            if self.service.uploading > uploads:
+                raise Refusal(
+                    "too much is being sent at once; try again",
+                    status=429,
+                    headers={"Retry-After": "5", "Connection": "close"},
+                )
+            more = message["more_body"]
         return b"".join(pieces)
 
     async def _receive(self, receive, until):
@@ -176,7 +185,10 @@ class Exchange(Response):
 
     async def _answer(self, body, send):
         prepared = await self.service.prepare(body)
-        async with contextlib.aclosing(self.service.write(prepared)) as pieces:
+        self._forget_size()
+        pieces = self.service.write(prepared)
+        prepared = prepared._replace(embeds=None)  # the engine's to keep
+        async with contextlib.aclosing(pieces):
             if prepared.stream:
                 await self._stream(prepared.form, pieces, send)
                 return

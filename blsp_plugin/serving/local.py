@@ -103,14 +103,17 @@ class LocalEngine(Engine):
                 if self._closed:
                     return
                 batch, begun = self._take(len(active))
-            active += begun
             if batch:
                 self._guard(batch, self._answer, batch)
-            for job in active:
-                if not job.gone:
-                    self._guard([job], self._step, job)
-            active = [job for job in active if not job.gone]
-            del batch, begun  # prompts are not kept while nothing is to do
+            active = self._turns(active + begun)
+            del batch, begun  # nothing is kept while nothing is to do
+
+    def _turns(self, active):
+        """A piece of each sequence; those that go on."""
+        for job in active:
+            if not job.gone:
+                self._guard([job], self._step, job)
+        return [job for job in active if not job.gone]
 
     def _take(self, n_active):
         """Of those who wait: a batch, and sequences to begin."""

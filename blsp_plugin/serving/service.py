@@ -28,6 +28,7 @@ from blsp_plugin.serving.refusals import Refusal
 __all__ = ["Prepared", "Service"]
 
 _LONGEST_TOKEN = 40  # characters: no text of more fits for sure
+_PREPARED_AT_ONCE = 32
 _ANY_ROOM = 2**18  # tokens, of an LLM that names no limit
 
 
@@ -55,7 +56,7 @@ class Prepared(NamedTuple):
 class _Found(NamedTuple):
     """A clip of a request: heard before, or its samples."""
 
-    upload: Upload
+    digest: bytes
     clip: object
     wav: torch.Tensor
     tokens: int
@@ -99,6 +100,8 @@ class Service:
         self.inside = 0
         self.uploading = 0  # bytes
         self.requests = {"answered": 0, "refused": 0, "left": 0}
+        # Files and samples of so many requests are in memory.
+        self._preparing = asyncio.Semaphore(_PREPARED_AT_ONCE)
         self._writer = ThreadPoolExecutor(1, "tokens")
         self._readers = ThreadPoolExecutor(2, "clips")
 
@@ -135,8 +138,19 @@ class Service:
         Refusal
             Naming the field.
         """
-        size = sum(map(len, body))
-        asked = await self._read(parse_request, body.pop(), self.limits)
+        large = len(body[0]) > 2**20
+        try:
+            async with self._preparing:
+                return await self._prepare(body)
+        finally:
+            if large:
+                loop = asyncio.get_running_loop()
+                loop.run_in_executor(None, _give_back)
+
+    async def _prepare(self, body):
+        asked = await self._threaded(
+            self._readers, parse_request, body.pop(), self.limits
+        )
         if asked.model not in (None, self.name):
             raise Refusal(
                 f"model: there is no {asked.model!r} here, but {self.name}",
@@ -145,34 +159,14 @@ class Service:
                 "model_not_found",
             )
         found = await self._find(asked.uploads)
-        messages = _with_slots(asked.messages)
         speech = sum(clip.tokens for clip in found)
-        asked = asked._replace(messages=None)
-        loop = asyncio.get_running_loop()
-        ids = await loop.run_in_executor(
-            self._writer, self._ids, messages, speech
-        )
+        messages = _with_slots(asked.messages)
+        asked = asked._replace(messages=None)  # the files have been read
+        ids = await self._threaded(self._writer, self._ids, messages, speech)
         prompt = sum(not isinstance(item, Speech) for item in ids) + speech
         wish = asked.wish._replace(max_new_tokens=self._new(asked.wish, prompt))
-        found = [
-            clip._replace(upload=clip.upload._replace(data=None))
-            for clip in found
-        ]
-        clips = await asyncio.gather(
-            *(
-                self.ears.hear(clip.upload.digest, clip.wav)
-                for clip in found
-                if clip.clip is None
-            )
-        )
-        fresh = iter(clips)
-        heard = [clip.clip or next(fresh) for clip in found]
-        del found, clips, fresh
-        embeds = await loop.run_in_executor(
-            self._writer, self._embeds, ids, heard
-        )
-        if size > 2**20:
-            loop.run_in_executor(None, _give_back)
+        heard = await asyncio.gather(*map(self._hear, found))
+        embeds = await self._threaded(self._writer, self._embeds, ids, heard)
         form = Form(self.name, Counts(prompt, speech), asked.include_usage)
         return Prepared(embeds, wish, asked.stream, form)
 
@@ -208,9 +202,13 @@ class Service:
         self._writer.shutdown(wait=False)
         self._readers.shutdown(wait=False)
 
-    async def _read(self, work, *args):
+    @staticmethod
+    async def _threaded(pool, work, *args):
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._readers, work, *args)
+        return await loop.run_in_executor(pool, work, *args)
+
+    async def _hear(self, found):
+        return found.clip or await self.ears.hear(found.digest, found.wav)
 
     async def _find(self, uploads):
         """The clips of a request, those that are new decoded."""
@@ -221,7 +219,8 @@ class Service:
                 tokens = len(clip.embeds)
             else:
                 left = self.room - used
-                wav = await self._read(
+                wav = await self._threaded(
+                    self._readers,
                     read_upload,
                     upload,
                     self.limits,
@@ -231,7 +230,7 @@ class Service:
                 )
                 tokens = self.model.speech_tokens(len(wav))
             used += tokens
-            found.append(_Found(upload, clip, wav, tokens))
+            found.append(_Found(upload.digest, clip, wav, tokens))
         return found
 
     def _ids(self, messages, speech):
