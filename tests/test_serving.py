@@ -24,6 +24,7 @@ from blsp_plugin.model import BLSP
 from blsp_plugin.package import save_adapter
 from blsp_plugin.serving.app import make_app
 from blsp_plugin.serving.embeddings import TokenEmbeddings
+from blsp_plugin.serving.engine import Wish
 from blsp_plugin.serving.handshake import (
     Served,
     check_same_llm,
@@ -38,6 +39,7 @@ from tests.conftest import make_wavs
 from tests.front import as_file, front_server, spoken, typed
 from tests.hostile import hostile_requests, say
 from tests.server import free_port
+from tests.tiny import tiny_llm
 
 QUESTION = "What is said?"
 LIMIT = 12
@@ -324,7 +326,8 @@ def test_who_leaves_is_not_written_for(front, client):
                 with impatient.stream(
                     "POST", f"{front.url}/v1/chat/completions", json=payload
                 ) as response:
-                    next(response.iter_bytes())
+                    pieces = response.iter_bytes()  # leaves when forgotten
+                    next(pieces)
             except httpx.TimeoutException:
                 pass
     limit = time.time() + 3
@@ -334,6 +337,34 @@ def test_who_leaves_is_not_written_for(front, client):
     assert now["inside"] == 0
     # A tiny LLM may have been faster than the one who left.
     assert now["requests"]["left"] >= left
+
+
+def test_a_closed_answer_is_not_written_on(tmp_path):
+    """The thread of the local engine goes on to others, or sleeps."""
+    llm = FrozenLLM(tiny_llm(tmp_path, eos_scale=0.0))
+    steps = []
+    llm.model.get_output_embeddings().register_forward_hook(
+        lambda *_: steps.append(1)
+    )
+    embeds = llm.embed(torch.arange(20))
+
+    async def call():
+        engine = LocalEngine(llm)
+        pieces = engine.write(embeds, Wish(450), True)
+        assert isinstance(await anext(pieces), str)
+        await pieces.aclose()
+        await asyncio.sleep(0.2)
+        done = len(steps)
+        await asyncio.sleep(0.2)
+        assert len(steps) == done < 400
+        # Two streams take turns.
+        both = await asyncio.gather(
+            *(anext(engine.write(embeds, Wish(450), True)) for _ in range(2))
+        )
+        assert len(steps) < done + 400 and both[0] == both[1]
+        await engine.close()
+
+    asyncio.run(call())
 
 
 def app_of(speech_llm, **limits):
