@@ -9,6 +9,7 @@ and one half after, on the same cores. One JSON line:
 * ``callers``, ``answered``: that asked, and that got a text;
 * ``equal_texts``: share of the texts that are those of `SpeechLLM.answer`,
   letter by letter (in float32 near ties differ; in bfloat16 more);
+  ``equal_streams``: likewise of streamed answers;
 * ``served_per_second``, ``alone_per_second``: answers, clips encoded anew;
 * ``ratio``: the former over the latter;
 * ``first_piece``, ``stream_seconds``: median seconds to a stream's first
