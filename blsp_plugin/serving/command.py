@@ -154,18 +154,29 @@ def _limits(args):
 def _open(args, dtype, llm_class=None):
     import torch
 
+    from blsp_plugin.errors import BadInput
     from blsp_plugin.inference import SpeechLLM
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     options = {} if llm_class is None else {"llm_class": llm_class}
-    return SpeechLLM.from_hparams(
-        args.adapter,
-        whisper=args.whisper,
-        llm=args.llm,
-        dtype=dtype,
-        run_opts={"device": device},
-        **options,
-    )
+    try:
+        return SpeechLLM.from_hparams(
+            args.adapter,
+            whisper=args.whisper,
+            llm=args.llm,
+            dtype=dtype,
+            run_opts={"device": device},
+            **options,
+        )
+    except BadInput:
+        raise
+    except Exception as error:  # a hub has a dozen ways to say no
+        if os.path.isdir(args.adapter):
+            raise
+        raise BadInput(
+            f"{args.adapter}: no such folder, and no hub gives it "
+            f"({type(error).__name__}); correct it"
+        ) from error
 
 
 def _here(args, limits):
