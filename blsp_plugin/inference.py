@@ -16,6 +16,7 @@ from blsp_plugin.chat import Chat, Clip, embed_tokens
 from blsp_plugin.conversation import Speech
 from blsp_plugin.data.audio import to_speech
 from blsp_plugin.errors import BadInput
+from blsp_plugin.llm import FrozenLLM
 from blsp_plugin.model import BLSP
 from blsp_plugin.package import (
     ADAPTER_FILES,
@@ -89,6 +90,7 @@ class SpeechLLM(Pretrained):
         dtype=None,
         encoder_dtype=None,
         run_opts=None,
+        llm_class=FrozenLLM,
         **kwargs,
     ):
         """Open a trained adapter with its base.
@@ -118,6 +120,8 @@ class SpeechLLM(Pretrained):
             Of the encoder's weights: "float32" if not given, "bfloat16".
         run_opts : dict, optional
             SpeechBrain's, such as ``{"device": "cuda"}``.
+        llm_class : type
+            What opens the LLM: a kind of `FrozenLLM`; without a YAML.
         **kwargs : dict
             Passed on to SpeechBrain with a YAML: ``overrides``, ...
 
@@ -139,7 +143,7 @@ class SpeechLLM(Pretrained):
                     f"trust the folder, open it by {opening_yaml(folder)}"
                 )
             model, prompt = open_package(
-                folder, whisper, llm, dtype, encoder_dtype
+                folder, whisper, llm, dtype, encoder_dtype, llm_class
             )
             facts = read_facts(folder)
             hparams = {

@@ -151,7 +151,13 @@ def _check_kinds(facts, kinds):
 
 
 def open_package(
-    folder, whisper=None, llm=None, dtype=None, encoder_dtype=None, **options
+    folder,
+    whisper=None,
+    llm=None,
+    dtype=None,
+    encoder_dtype=None,
+    llm_class=FrozenLLM,
+    **options,
 ):
     """Open a trained adapter with its base; nothing of the folder is executed.
 
@@ -168,8 +174,10 @@ def open_package(
         was trained with if not given.
     encoder_dtype : str, optional
         Of the encoder's weights: "float32" if not given, "bfloat16".
+    llm_class : type
+        What opens the LLM: a kind of `FrozenLLM`.
     **options : dict
-        Passed on to `FrozenLLM`.
+        Passed on to it.
 
     Returns
     -------
@@ -189,7 +197,7 @@ def open_package(
         facts["pad_to_30s"],
         encoder_dtype or "float32",
     )
-    llm = FrozenLLM(
+    llm = llm_class(
         llm or starter.resolve(facts["llm"]),
         dtype or facts["llm_dtype"],
         **options,
