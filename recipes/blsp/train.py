@@ -25,11 +25,12 @@ import speechbrain as sb
 from speechbrain.utils.distributed import if_main_process
 
 from blsp_plugin.brain import AlignmentBrain
-from blsp_plugin.checkpoints import check_provenance, save_adapter
+from blsp_plugin.checkpoints import check_provenance
 from blsp_plugin.dataio import training_data
 from blsp_plugin.errors import one_line_errors
 from blsp_plugin.files import atomic_write, write_json
 from blsp_plugin.hparams import excerpt_hparams, load_hparams
+from blsp_plugin.package import save_adapter
 
 
 @one_line_errors
@@ -73,12 +74,8 @@ def main(argv):
     validate(min_key="loss", test_loader_kwargs={**valid_options})
     if brain.debug:
         return
-    model = brain.model
-    facts = {"whisper": model.encoder.source, "llm": model.llm.source}
     if if_main_process():
-        save_adapter(
-            model, hparams["prompt"], hparams["adapter_folder"], **facts
-        )
+        save_adapter(brain.model, hparams["prompt"], hparams["adapter_folder"])
         path = os.path.join(hparams["adapter_folder"], "hyperparams.yaml")
         with atomic_write(path) as stream:
             stream.write(excerpt_hparams(hparams_file, overrides))
