@@ -430,6 +430,8 @@ def _say_json(value):
 
 
 def _complain(text):
+    # Names of files may be of any bytes.
+    text = text.encode("utf-8", "backslashreplace").decode()
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
 
@@ -486,7 +488,8 @@ def _transcribe(args):
 
         paths, output = list(dict.fromkeys(args.clips)), None
         if args.output is not None:
-            output = stack.enter_context(TranscriptFile(args.output, args.json))
+            output = TranscriptFile(args.output, args.json, paths)
+            stack.enter_context(output)
             paths = [path for path in paths if path not in output]
         if not paths:
             return 0

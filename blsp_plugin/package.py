@@ -273,13 +273,7 @@ def check_package(folder):
     else:
         _build_adapter(facts, folder)
     if facts.get("lora"):
-        path = os.path.join(folder, LORA_FILE)
-        for name, weight in _read_weights(path, "LoRA").items():
-            if facts["lora"]["rank"] not in weight.shape:
-                raise BadInput(
-                    f"{path}: {name} is not of rank {facts['lora']['rank']}, "
-                    f"as {ADAPTER_FILES[0]} says"
-                )
+        _read_lora(os.path.join(folder, LORA_FILE), facts["lora"]["rank"])
     _check_digests(facts, folder)
     return facts
 
@@ -429,10 +423,22 @@ def _lora_facts(model):
     return {"rank": rank, "alpha": layers[0].scaling * rank}
 
 
+def _read_lora(path, rank):
+    """LoRA's weights, as large as the JSON says."""
+    weights = _read_weights(path, "LoRA")
+    for name, weight in weights.items():
+        if rank not in weight.shape:
+            raise BadInput(
+                f"{path}: {name} is not of rank {rank}, as {ADAPTER_FILES[0]} "
+                "says"
+            )
+    return weights
+
+
 def _add_lora(model, settings, path):
     """Put LoRA where its weights' names say."""
     weights_path = os.path.join(os.path.dirname(path), LORA_FILE)
-    names = _read_weights(weights_path, "LoRA")
+    names = _read_lora(weights_path, settings["rank"])
     places = dict.fromkeys(name.rsplit(".", 2)[0] for name in names)
     for place in places:
         parent, _, name = place.rpartition(".")
@@ -440,7 +446,13 @@ def _add_lora(model, settings, path):
             holder = model.get_submodule(parent)
             target = getattr(holder, name)
             setattr(holder, name, LoRA(target, **settings))
-        except (AttributeError, TypeError, ValueError) as error:
+        except (
+            AttributeError,
+            LookupError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
             raise BadInput(
                 f"{weights_path}: {place} is no place for LoRA in this model "
                 f"({error})"

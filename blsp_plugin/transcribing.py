@@ -138,6 +138,8 @@ class TranscriptFile:
         The file; it may be there already, from the same command.
     as_json : bool
         See `Transcript.line`.
+    paths : sequence of str
+        Audio files of the command: a cut line is that of one of them.
 
     Raises
     ------
@@ -145,13 +147,13 @@ class TranscriptFile:
         If the file holds something else.
     """
 
-    def __init__(self, path, as_json):
+    def __init__(self, path, as_json, paths):
         self.path = path
         self.as_json = as_json
         self.done = set()
         size = 0
         if os.path.exists(path):
-            size = self._read()
+            size = self._read(paths)
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
         try:
             self.stream = open(path, "ab")
@@ -161,7 +163,7 @@ class TranscriptFile:
             ) from error
         self.stream.truncate(size)
 
-    def _read(self):
+    def _read(self, paths):
         """Find what is done; bytes up to the end of the last whole line."""
         try:
             with open(self.path, "rb") as stream:
@@ -171,7 +173,7 @@ class TranscriptFile:
                 f"{self.path}: cannot be read ({error.strerror})"
             ) from error
         size = content.rfind(b"\n") + 1
-        lines = content[:size].split(b"\n")[:-1]
+        *lines, cut = content.split(b"\n")
         for number, line in enumerate(lines, 1):
             try:
                 line = line.decode("utf-8", "surrogateescape")
@@ -181,12 +183,27 @@ class TranscriptFile:
                     path, _ = line.split("\t")
                 self.done.add(path)
             except (ValueError, KeyError, TypeError) as error:
-                kind = "JSON lines" if self.as_json else "path, tab, text"
-                raise BadInput(
-                    f"{self.path}, line {number}: not of this command "
-                    f"({kind}); name another --output"
-                ) from error
+                raise self._foreign(number) from error
+        starts = map(self._start, paths) if cut else ()
+        if cut and not any(
+            start.startswith(cut) or cut.startswith(start) for start in starts
+        ):
+            raise self._foreign(len(lines) + 1)
         return size
+
+    def _start(self, path):
+        """The bytes that a file's line starts with."""
+        start = _escaped(path) + "\t"
+        if self.as_json:
+            start = json.dumps({"path": path}, ensure_ascii=False)[:-1]
+        return start.encode("utf-8", "surrogateescape")
+
+    def _foreign(self, number):
+        kind = "JSON lines" if self.as_json else "path, tab, text"
+        return BadInput(
+            f"{self.path}, line {number}: not of this command ({kind}); name "
+            "another --output"
+        )
 
     def __contains__(self, path):
         key = path if self.as_json else _escaped(path)

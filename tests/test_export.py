@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml as pyyaml
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from speechbrain.nnet.adapters import AdaptedModel, LoRA
 
 from blsp_plugin.adapters import CFormerAdapter, ConcatMLPAdapter, ConvAdapter
@@ -447,20 +447,20 @@ def test_json_route_executes_nothing(
 
     # A pickle, and a file of other tensors, under the name of weights.
     weights = folder / "adapter.safetensors"
-    tensors = load_file(weights)
+    good_weights = weights.read_bytes()
     with open(weights, "wb") as stream:
         pickle.dump(Evil(mark), stream)
     stays_clean("cannot open this adapter")
     save_file({"evil": torch.zeros(1)}, weights)
     stays_clean("does not fit")
-    save_file(tensors, weights)
+    weights.write_bytes(good_weights)
 
     # LoRA where it has no place.
     lora = folder / "lora.safetensors"
     good_lora = lora.read_bytes()
     for name in ("x.y.z", "llm.embed.a.b", "adapter.norm.a.b", "a", "..."):
         save_file({name: torch.zeros(4, 4)}, lora)
-        stays_clean()
+        stays_clean("no place for LoRA")
     lora.write_bytes(good_lora)
 
     # A base that brings code of its own, even where somebody types "y".
@@ -501,6 +501,10 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
 
+    @property
+    def here(self):
+        return f"http://127.0.0.1:{self.server.server_port}"
+
     def answer(self, value, status=200):
         body = json.dumps(value).encode()
         self.send_response(status)
@@ -518,9 +522,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
         body = self.rfile.read(size)
         self.server.seen.append(("POST", self.path, body))
         if self.path.endswith("/repos/create"):
-            if self.server.refuses:
-                return self.answer({"error": "You may not."}, 403)
-            return self.answer({"url": "http://hub/me/adapter"})
+            return self.answer({"url": f"{self.here}/me/adapter"})
         if "/preupload/" in self.path:
             files = json.loads(body)["files"]
             for file in files:
@@ -530,7 +532,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
             return self.answer({"errors": [], "warnings": []})
         return self.answer(
             {
-                "commitUrl": "http://hub/me/adapter/commit/" + "0" * 40,
+                "commitUrl": f"{self.here}/me/adapter/commit/" + "0" * 40,
                 "commitOid": "0" * 40,
                 "success": True,
             }
@@ -543,7 +545,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def hub():
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.seen, server.refuses = [], False
+    server.seen = []
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield SimpleNamespace(
         url=f"http://127.0.0.1:{server.server_port}", server=server
@@ -583,11 +585,6 @@ def test_push_uploads_the_package(package, tmp_path, hub):
         if json.loads(line)["key"] == "file"
     }
     assert files == set(os.listdir(tmp_path / "packed"))
-    hub.server.refuses = True
-    done = pushing(package, tmp_path / "again", hub.url)
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("error: me/adapter: not up")
-    check_package(tmp_path / "again")
 
 
 def test_push_without_network_is_one_line(package, tmp_path):
