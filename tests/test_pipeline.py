@@ -52,9 +52,7 @@ def data(tmp_path_factory):
 
 def test_speechbrain_pipeline_embeds_it(adapter, data, tmp_path):
     """It learns; the speech LLM stays as it was, and in no checkpoint."""
-    files = {
-        name: (adapter / name).read_bytes() for name in os.listdir(adapter)
-    }
+    files = {path: path.read_bytes() for path in adapter.iterdir()}
     settings = {
         "data_folder": data,
         "adapter_folder": adapter,
@@ -97,9 +95,8 @@ def test_it_stays_frozen_in_a_brain(adapter, data):
     """In this process: no gradient, no training mode, not one bit."""
     import speechbrain as sb
 
-    speech_llm = SpeechLLM.from_hparams(
-        str(adapter), run_opts={"device": "cpu"}
-    )
+    cpu = {"device": "cpu"}
+    speech_llm = SpeechLLM.from_hparams(str(adapter), run_opts=cpu)
     before = {k: v.clone() for k, v in speech_llm.state_dict().items()}
     head = torch.nn.Linear(speech_llm.embedding_size, 2)
 

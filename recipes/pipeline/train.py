@@ -13,7 +13,6 @@ Authors
  * The blsp_plugin team 2026
 """
 
-import os
 import sys
 
 import speechbrain as sb
@@ -47,7 +46,7 @@ class Classifier(sb.Brain):
 
     def compute_objectives(self, predictions, batch, stage):
         """Negative log-likelihood; counts errors in evaluation."""
-        labels = batch.code.data
+        labels = batch.label.data
         if stage != sb.Stage.TRAIN:
             self.errors.append(batch.id, predictions, labels)
         return sb.nnet.losses.nll_loss(predictions, labels)
@@ -84,39 +83,31 @@ def dataio_prepare(hparams):
     for split in ("train", "valid", "test"):
         manifest = getattr(corpus, f"{split}_csv")
         rows = read_manifest(manifest, key, corpus.data_root).rows
-        clips = {
-            row["id"]: {
-                "clip": (row["wav"], row.get("start"), row.get("stop")),
-                "label": row["text"],
-            }
-            for row in rows
-        }
+        whole = {"start": None, "stop": None}
+        clips = {row.pop("id"): {**whole, **row} for row in rows}
         dataset = sb.dataio.dataset.DynamicItemDataset(clips)
-        dataset.add_dynamic_item(lambda c: read_speech(*c), "clip", "sig")
-        dataset.add_dynamic_item(encoder.encode_label_torch, "label", "code")
-        dataset.set_output_keys(["id", "sig", "code"])
+        dataset.add_dynamic_item(read_speech, ["wav", "start", "stop"], "sig")
+        dataset.add_dynamic_item(encoder.encode_label_torch, "text", "label")
+        dataset.set_output_keys(["id", "sig", "label"])
         datasets[split] = dataset
     encoder.add_unk()  # a label of the test set that nobody has trained
-    encoder.update_from_didataset(datasets["train"], "label")
+    encoder.update_from_didataset(datasets["train"], "text")
     encoder.ignore_len()
     if len(encoder) > hparams["number_of_labels"]:
-        raise BadInput(
-            f"{corpus.train_csv}: give --number_of_labels {len(encoder)}"
-        )
+        raise BadInput(f"{key}: give --number_of_labels {len(encoder)}")
     return datasets
 
 
 def zero_shot(hparams, dataset):
     """Accuracy of the speech LLM's own choice, in percent."""
     labels = hparams["labels"] or list(hparams["label_encoder"].lab2ind)[1:]
-    right = 0
-    with dataset.output_keys_as(["sig", "label"]):
-        for clip in tqdm(dataset, desc="zero-shot"):
-            chosen = hparams["speech_llm"].classify(
-                clip["sig"], labels, hparams["instruction"]
-            )
-            right += chosen.label == clip["label"]
-    return 100 * right / len(dataset)
+    classify, asked = hparams["speech_llm"].classify, hparams["instruction"]
+    with dataset.output_keys_as(["sig", "text"]):
+        right = [
+            classify(clip["sig"], labels, asked).label == clip["text"]
+            for clip in tqdm(dataset, desc="zero-shot")
+        ]
+    return 100 * sum(right) / len(right)
 
 
 @one_line_errors
@@ -145,17 +136,13 @@ def main(argv):
         train_loader_kwargs=hparams["train_options"],
         valid_loader_kwargs=hparams["valid_options"],
     )
-    brain.evaluate(
-        datasets["test"],
-        min_key="error",
-        test_loader_kwargs=hparams["valid_options"],
-    )
+    options = {"test_loader_kwargs": hparams["valid_options"]}
+    brain.evaluate(datasets["test"], min_key="error", **options)
     if if_main_process():
         if hparams["instruction"] is not None:
             accuracy = zero_shot(hparams, datasets["test"])
             brain.results["zero_shot.accuracy"] = accuracy
-        path = os.path.join(hparams["output_folder"], "metrics.json")
-        write_json(brain.results, path)
+        write_json(brain.results, hparams["metrics_file"])
 
 
 if __name__ == "__main__":
