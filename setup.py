@@ -33,7 +33,6 @@ DEMO = [
 ]
 SERVER = ["openai"]  # the client of stage 1's server engine
 SERVE = ["fastapi", "uvicorn", "httpx"]  # a server in front of vLLM
-INT8 = ["torchao"]  # weights of 8 bits
 PLOTS = ["matplotlib"]  # draws probes.svg and the plots of the report
 DEV = [
     "transformers[serving]",  # a real server for the tests
@@ -75,9 +74,8 @@ setup(
         "demo": DEMO,
         "server": SERVER,
         "serve": SERVE,
-        "int8": INT8,
         "plots": PLOTS,
-        "dev": DEV + DEMO + SERVER + SERVE + INT8 + PLOTS,
+        "dev": DEV + DEMO + SERVER + SERVE + PLOTS,
     },
     entry_points={"console_scripts": ["blsp = blsp_plugin.cli:main"]},
 )

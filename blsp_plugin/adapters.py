@@ -1,11 +1,12 @@
 """Modality adapters: encoder states -> speech embeddings for the LLM.
 
-Every adapter has three methods: ``forward(states, lengths, tokens=None)`` gives
+Every adapter has two methods: ``forward(states, lengths, tokens=None)`` gives
 ``(speech, lengths, fired)``, and ``output_lengths(lengths)`` tells the number
 of speech tokens before the model runs (the data side calls it). Where that
 number depends on what is said, ``counts_transcript`` is True: in training a
 clip then gets as many speech tokens as its transcript has tokens (``tokens``),
 and ``fired`` is the number that the adapter itself would have given.
+``sizes()`` are the arguments that make it again, but for its weights.
 
 Authors
  * The blsp_plugin team 2026

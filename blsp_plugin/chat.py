@@ -213,7 +213,7 @@ class Chat:
         return self._sequence.read(embeds), kept
 
     def _write(self, logits, messages, limit, choice, began, figures):
-        turn, ids, text = self._turn, [], ""
+        turn, ids, text, ended = self._turn, [], "", False
         tokenizer = self.speech_llm.prompt.tokenizer
         first = None
 
@@ -230,6 +230,7 @@ class Chat:
             for piece in text_pieces(tokenizer, tokens()):
                 text += piece
                 yield piece
+            ended = len(ids) < limit
         finally:
             if turn == self._turn:
                 self._tokens = self._tokens + ids
@@ -238,7 +239,7 @@ class Chat:
                 seconds = time.perf_counter() - began
                 self.figures = figures._replace(
                     reply_tokens=len(ids),
-                    ended=len(ids) < limit,
+                    ended=ended,
                     first_token=first or seconds,
                     seconds=seconds,
                 )

@@ -201,13 +201,15 @@ def base_fingerprints(model, prompt):
     Returns
     -------
     dict of str
+        Without the LLM's where its weights are not here (served elsewhere).
     """
-    return {
+    base = {
         "encoder": model.encoder.fingerprint(),
         "llm": model.llm.fingerprint(),
         "tokenizer": prompt.tokenizer_fingerprint(),
         "prompt": prompt.fingerprint(),
     }
+    return {part: name for part, name in base.items() if name is not None}
 
 
 def check_base(trained_for, base, where):

@@ -31,7 +31,9 @@ from blsp_plugin.pretrained import (
     own_dtype,
 )
 
-__all__ = ["LogMel", "WhisperEncoder"]
+__all__ = ["LogMel", "RaggedEncoder", "WhisperEncoder"]
+
+_CHUNKS_AT_ONCE = 8  # of 30 s
 
 
 class LogMel:
@@ -99,67 +101,24 @@ class LogMel:
         return (log_mel + 4.0) / 4.0
 
 
-class WhisperEncoder(torch.nn.Module):
-    """Whisper's encoder, frozen, for ragged batches.
+class RaggedEncoder(torch.nn.Module):
+    """An opened Whisper encoder, frozen, for ragged batches.
 
     Arguments
     ---------
-    source : str
-        Folder or hub id of a Whisper model.
+    encoder : torch.nn.Module
+        transformers' ``WhisperEncoder``.
     pad_to_30s : bool
-        Run every clip on 30 s, exactly as Whisper does, and cut the padding's
-        states off. Slower; equal to transformers' encoder to 1e-5.
-    dtype : str
-        Of the weights, "float32" or "bfloat16". States come out in float32.
-
-    Raises
-    ------
-    BadInput
-        If the model cannot be opened.
+        See `WhisperEncoder`.
     """
 
-    def __init__(self, source, pad_to_30s=False, dtype="float32"):
+    def __init__(self, encoder, pad_to_30s=False):
         super().__init__()
-        self.source = str(source)
+        self.encoder = encoder
         self.pad_to_30s = pad_to_30s
-        extractor, self.encoder = self.open_models(
-            source, dtype=getattr(torch, dtype)
-        )
-        self.mel = LogMel(extractor.mel_filters, pad_to_30s)
-        if self.encoder.num_mel_bins != self.mel.filters.shape[1]:
-            raise BadInput(
-                f"{source}: the encoder takes {self.encoder.num_mel_bins} "
-                f"mels, preprocessor_config.json makes "
-                f"{self.mel.filters.shape[1]}; fetch the model again"
-            )
+        self.output_size = encoder.config.d_model
         self.requires_grad_(False)
         self.eval()
-        self.output_size = self.encoder.config.d_model
-        # Taken now: LoRA would change the names of the weights.
-        self._weights = fingerprint_module(self.encoder)
-
-    def open_models(self, source, dtype):
-        """Load feature extractor and encoder.
-
-        Arguments
-        ---------
-        source : str
-            Folder or hub id.
-        dtype : torch.dtype
-            Of the weights.
-
-        Returns
-        -------
-        extractor : transformers.WhisperFeatureExtractor
-        encoder : torch.nn.Module
-        """
-        extractor = open_pretrained(
-            WhisperFeatureExtractor.from_pretrained, source, "Whisper"
-        )
-        # dtype is explicit: a half-precision checkpoint would stay half.
-        opener = WhisperModel.from_pretrained
-        model = open_pretrained(opener, source, "Whisper", dtype=dtype)
-        return extractor, model.encoder
 
     def train(self, mode=True):
         """Stay in evaluation mode, whatever Brain asks for."""
@@ -204,7 +163,17 @@ class WhisperEncoder(torch.nn.Module):
             left = left.clamp(0, CHUNK_MEL).flatten()
             used = left > 0
             chunks = mel.reshape(batch * parts, CHUNK_MEL, n_mels)
-            encoded = self._encode(chunks[used], left[used])
+            # Of an hour all chunks at once would take many gigabytes.
+            encoded = torch.cat(
+                [
+                    self._encode(*group)
+                    for group in zip(
+                        chunks[used].split(_CHUNKS_AT_ONCE),
+                        left[used].split(_CHUNKS_AT_ONCE),
+                        strict=True,
+                    )
+                ]
+            )
             # 3000 mel frames give exactly 1500 states: chunks stay in place.
             states = encoded.new_zeros(
                 batch * parts, CHUNK_MEL // 2, self.output_size
@@ -238,6 +207,65 @@ class WhisperEncoder(torch.nn.Module):
         for layer in encoder.layers:
             hidden = layer(hidden, mask)
         return encoder.layer_norm(hidden).float()
+
+
+class WhisperEncoder(RaggedEncoder):
+    """Whisper's encoder, frozen, for ragged batches.
+
+    Arguments
+    ---------
+    source : str
+        Folder or hub id of a Whisper model.
+    pad_to_30s : bool
+        Run every clip on 30 s, exactly as Whisper does, and cut the padding's
+        states off. Slower; equal to transformers' encoder to 1e-5.
+    dtype : str
+        Of the weights, "float32" or "bfloat16". States come out in float32.
+
+    Raises
+    ------
+    BadInput
+        If the model cannot be opened.
+    """
+
+    def __init__(self, source, pad_to_30s=False, dtype="float32"):
+        extractor, encoder = self.open_models(
+            source, dtype=getattr(torch, dtype)
+        )
+        super().__init__(encoder, pad_to_30s)
+        self.source = str(source)
+        self.mel = LogMel(extractor.mel_filters, pad_to_30s)
+        if self.encoder.num_mel_bins != self.mel.filters.shape[1]:
+            raise BadInput(
+                f"{source}: the encoder takes {self.encoder.num_mel_bins} "
+                f"mels, preprocessor_config.json makes "
+                f"{self.mel.filters.shape[1]}; fetch the model again"
+            )
+        # Taken now: LoRA would change the names of the weights.
+        self._weights = fingerprint_module(self.encoder)
+
+    def open_models(self, source, dtype):
+        """Load feature extractor and encoder.
+
+        Arguments
+        ---------
+        source : str
+            Folder or hub id.
+        dtype : torch.dtype
+            Of the weights.
+
+        Returns
+        -------
+        extractor : transformers.WhisperFeatureExtractor
+        encoder : torch.nn.Module
+        """
+        extractor = open_pretrained(
+            WhisperFeatureExtractor.from_pretrained, source, "Whisper"
+        )
+        # dtype is explicit: a half-precision checkpoint would stay half.
+        opener = WhisperModel.from_pretrained
+        model = open_pretrained(opener, source, "Whisper", dtype=dtype)
+        return extractor, model.encoder
 
     def fingerprint(self):
         """Short name of what makes the states, 16 hexadecimal digits.

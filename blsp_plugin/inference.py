@@ -17,6 +17,7 @@ from blsp_plugin.chat import Chat, Clip, embed_tokens
 from blsp_plugin.conversation import Speech
 from blsp_plugin.data.audio import to_speech
 from blsp_plugin.errors import BadInput
+from blsp_plugin.llm import FrozenLLM
 from blsp_plugin.model import BLSP
 from blsp_plugin.package import (
     ADAPTER_FILES,
@@ -89,7 +90,9 @@ class SpeechLLM(Pretrained):
         whisper=None,
         llm=None,
         dtype=None,
+        encoder_dtype=None,
         run_opts=None,
+        llm_class=FrozenLLM,
         **kwargs,
     ):
         """Open a trained adapter with its base.
@@ -115,8 +118,12 @@ class SpeechLLM(Pretrained):
         dtype : str, optional
             Of the LLM's weights: "float32", "bfloat16" or "int8"; the one
             that it was trained with if not given.
+        encoder_dtype : str, optional
+            Of the encoder's weights: "float32" if not given, "bfloat16".
         run_opts : dict, optional
             SpeechBrain's, such as ``{"device": "cuda"}``.
+        llm_class : type
+            What opens the LLM: a kind of `FrozenLLM`; without a YAML.
         **kwargs : dict
             Passed on to SpeechBrain with a YAML: ``overrides``, ...
 
@@ -137,7 +144,9 @@ class SpeechLLM(Pretrained):
                     f"{source}: {', '.join(kwargs)} are for its YAML; if you "
                     f"trust the folder, open it by {opening_yaml(folder)}"
                 )
-            model, prompt = open_package(folder, whisper, llm, dtype)
+            model, prompt = open_package(
+                folder, whisper, llm, dtype, encoder_dtype, llm_class
+            )
             facts = read_facts(folder)
             hparams = {
                 "prompt": prompt,
@@ -149,9 +158,9 @@ class SpeechLLM(Pretrained):
                 "llm": model.llm,
             }
             return cls(modules, hparams, run_opts)
-        if (whisper, llm, dtype) != (None, None, None):
+        if any((whisper, llm, dtype, encoder_dtype)):
             raise BadInput(
-                f"{source}: whisper, llm and dtype go without a YAML; with "
+                f"{source}: whisper, llm and dtypes go without a YAML; with "
                 "one, give `overrides`"
             )
         if os.path.isdir(source):
@@ -401,7 +410,7 @@ class SpeechLLM(Pretrained):
         """
         wavs = [to_speech(clip).to(self.device) for clip in clips]
         for wav in wavs:  # before any work
-            self.check_room(self.model.speech_tokens(len(wav)), 0)
+            self.check_room(self.model.speech_tokens(len(wav)), 1)
         with self.inference_ctx:
             speech = self.model.embed_wavs(wavs)
         return [
@@ -419,13 +428,15 @@ class SpeechLLM(Pretrained):
         prompt_tokens : int
             Tokens of a prompt, its speech included.
         new_tokens : int
-            Tokens of its answer, at most.
+            Tokens of its answer, at most; at least 1.
 
         Raises
         ------
         BadInput
             Naming the numbers.
         """
+        if new_tokens < 1:
+            raise BadInput(f"max_new_tokens {new_tokens}: give at least 1")
         room = self.model.llm.max_positions
         if room is not None and prompt_tokens + new_tokens > room:
             raise BadInput(

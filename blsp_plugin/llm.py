@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from blsp_plugin.decoding import Generation, decoded_text
 from blsp_plugin.errors import BadInput
+from blsp_plugin.int8 import round_weights
 from blsp_plugin.prefix import PrefixCache, can_share_prefix
 from blsp_plugin.pretrained import (
     fingerprint_module,
@@ -72,8 +73,8 @@ class FrozenLLM(torch.nn.Module):
         Folder or hub id.
     dtype : str or torch.dtype
         Of the weights, "float32" or "bfloat16"; or "int8", which rounds the
-        linear layers' weights to 8 bits (torchao) and leaves the embeddings
-        and the head in bfloat16. Only for inference.
+        linear layers' weights to 8 bits and leaves the embeddings and the
+        head in bfloat16 (`blsp_plugin.int8`). Only for inference.
     attn_implementation : str, optional
         Passed on to transformers ("sdpa", "eager", "flash_attention_2").
     prefix_reuse : bool
@@ -159,7 +160,7 @@ class FrozenLLM(torch.nn.Module):
         # Taken now: LoRA would change the names of the weights, int8 them.
         self._fingerprint = fingerprint_module(self.model)
         if rounded:
-            _round_weights(self.model)
+            round_weights(self.model)
 
     def open_models(self, source, **options):
         """Load tokenizer and weights.
@@ -404,24 +405,6 @@ class FrozenLLM(torch.nn.Module):
     def fingerprint(self):
         """Short name of these weights, 16 hexadecimal digits."""
         return self._fingerprint
-
-
-def _round_weights(model):
-    """Round the weights of linear layers to 8 bits, each output by its own."""
-    try:
-        from torchao.quantization import Int8WeightOnlyConfig, quantize_
-    except ImportError as error:
-        raise BadInput(
-            "int8 weights need torchao: pip install 'blsp_plugin[int8]'"
-        ) from error
-    head = model.get_output_embeddings()
-    quantize_(
-        model,
-        Int8WeightOnlyConfig(),
-        lambda module, name: (
-            isinstance(module, torch.nn.Linear) and module is not head
-        ),
-    )
 
 
 class _Once:

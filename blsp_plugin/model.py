@@ -18,7 +18,7 @@ from blsp_plugin.lengths import encoder_frames, mel_frames
 from blsp_plugin.losses import TeacherStates
 from blsp_plugin.packing import Row, pack, predictors, scatter_speech
 from blsp_plugin.scoring import label_log_likelihoods
-from blsp_plugin.speech import by_length
+from blsp_plugin.speech import by_length, embed_clips
 
 __all__ = ["BLSP", "ResponseStates"]
 
@@ -74,10 +74,6 @@ class BLSP(torch.nn.Module):
     def embed_speech(self, mel, mel_lengths, tokens=None):
         """Clips' features -> speech embeddings; differentiable in the adapter.
 
-        Clips of similar length go through encoder and adapter at once: a
-        batch's rows are alike in the LLM, where a short clip may have a long
-        response, and what encoder and adapter would do on padding is lost.
-
         Arguments
         ---------
         mel : torch.Tensor
@@ -92,13 +88,7 @@ class BLSP(torch.nn.Module):
         -------
         SpeechEmbeddings
         """
-        if self.encoder.pad_to_30s:
-            return self.adapt(*self.encoder(mel, mel_lengths), tokens)
-
-        def embed(mel, mel_lengths, tokens):
-            return self.adapter(*self.encoder(mel, mel_lengths), tokens)
-
-        return by_length(embed, mel, mel_lengths, tokens)
+        return embed_clips(self.encoder, self.adapter, mel, mel_lengths, tokens)
 
     def adapt(self, states, lengths, tokens=None):
         """Encoder states -> speech embeddings; see `embed_speech`.

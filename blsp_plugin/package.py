@@ -183,7 +183,15 @@ def _check_values(facts):
         raise ValueError(f"lora {lora}")
 
 
-def open_package(folder, whisper=None, llm=None, dtype=None, **options):
+def open_package(
+    folder,
+    whisper=None,
+    llm=None,
+    dtype=None,
+    encoder_dtype=None,
+    llm_class=FrozenLLM,
+    **options,
+):
     """Open a trained adapter with its base; nothing of the folder is executed.
 
     Arguments
@@ -197,8 +205,12 @@ def open_package(folder, whisper=None, llm=None, dtype=None, **options):
     dtype : str, optional
         Of the LLM's weights: "float32", "bfloat16" or "int8"; the one that it
         was trained with if not given.
+    encoder_dtype : str, optional
+        Of the encoder's weights: "float32" if not given, "bfloat16".
+    llm_class : type
+        What opens the LLM: a kind of `FrozenLLM`.
     **options : dict
-        Passed on to `FrozenLLM`.
+        Passed on to it.
 
     Returns
     -------
@@ -214,11 +226,13 @@ def open_package(folder, whisper=None, llm=None, dtype=None, **options):
     facts = read_facts(folder)
     adapter = _build_adapter(facts, folder)
     encoder = WhisperEncoder(
-        whisper or starter.resolve(facts["whisper"]), facts["pad_to_30s"]
+        whisper or starter.resolve(facts["whisper"]),
+        facts["pad_to_30s"],
+        encoder_dtype or "float32",
     )
     # A model that brings its own code would ask at the terminal.
     no_code = {"trust_remote_code": False}
-    llm = FrozenLLM(
+    llm = llm_class(
         llm or starter.resolve(facts["llm"]),
         dtype or facts["llm_dtype"],
         **{"options": no_code, **options},

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from blsp_plugin.errors import BadInput
 from blsp_plugin.pretrained import fingerprint_text
 
-__all__ = ["Prompt", "PromptIds", "ids_around"]
+__all__ = ["INSTRUCTION", "SPEECH", "Prompt", "PromptIds", "ids_around"]
 
 INSTRUCTION, SPEECH = "{instruction}", "{speech}"
 _MARK = "\ue000speech\ue001"  # private use: in no template and no transcript
@@ -112,7 +112,7 @@ class Prompt:
         before = before.replace(INSTRUCTION, instruction)
         after = after.replace(INSTRUCTION, instruction)
         if self.template is not None:
-            return self._bos_text() + before, after
+            return self.bos_text() + before, after
         messages = [{"role": "user", "content": before + _MARK + after}]
         if self.system is not None:
             messages.insert(0, {"role": "system", "content": self.system})
@@ -224,8 +224,14 @@ class Prompt:
         probes = [self._encode(probe) for probe in _PROBES]
         return fingerprint_text(str(len(self.tokenizer)), str(probes))
 
-    def _bos_text(self):
-        """A base model's prompt starts as its tokenizer starts a text."""
+    def bos_text(self):
+        """What a plain template starts with: as the tokenizer starts a text.
+
+        Returns
+        -------
+        str
+            The BOS token, or nothing.
+        """
         bos = self.tokenizer.bos_token_id
         starts = self.tokenizer("a")["input_ids"][:1] == [bos]
         return self.tokenizer.bos_token if bos is not None and starts else ""
@@ -292,8 +298,8 @@ def ids_around(encode, texts):
     for slot in range(1, len(texts)):
         before, after = filler.join(texts[:slot]), filler.join(texts[slot:])
         rows = [encode(before + probe + after) for probe in _PROBES]
-        ends.append(len(_common(rows)))
-        starts.append(len(whole) - len(_common([row[::-1] for row in rows])))
+        ends.append(_common(rows))
+        starts.append(len(whole) - _common([row[::-1] for row in rows]))
     ends.append(len(whole))
     # A token between two slots may change with either: it is in between.
     places = [sorted(place) for place in zip(starts, ends, strict=True)]
@@ -301,10 +307,7 @@ def ids_around(encode, texts):
 
 
 def _common(rows):
-    """Longest common beginning of some lists."""
-    same = []
-    for column in zip(*rows, strict=False):
-        if len(set(column)) > 1:
-            break
-        same.append(column[0])
-    return same
+    """Length of the longest common beginning of some lists."""
+    columns = zip(*rows, strict=False)
+    differing = (i for i, ids in enumerate(columns) if len(set(ids)) > 1)
+    return next(differing, min(map(len, rows)))

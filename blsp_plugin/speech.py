@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from blsp_plugin.lengths import similar_lengths
 
-__all__ = ["SpeechEmbeddings", "by_length"]
+__all__ = ["SpeechEmbeddings", "by_length", "embed_clips"]
 
 
 class SpeechEmbeddings(NamedTuple):
@@ -93,3 +93,37 @@ def by_length(embed, frames, lengths, tokens):
         torch.cat(lengths)[places],
         None if fired[0] is None else torch.cat(fired)[places],
     )
+
+
+def embed_clips(encoder, adapter, mel, mel_lengths, tokens=None):
+    """Clips' features -> speech embeddings; differentiable in the adapter.
+
+    Clips of similar length go through encoder and adapter at once: a batch's
+    rows are alike in the LLM, where a short clip may have a long response, and
+    what encoder and adapter would do on padding is lost.
+
+    Arguments
+    ---------
+    encoder : RaggedEncoder
+        Frozen.
+    adapter : torch.nn.Module
+        See `blsp_plugin.adapters`.
+    mel : torch.Tensor
+        Shape (batch, frames, n_mels), padded at the end.
+    mel_lengths : torch.Tensor
+        Shape (batch,), int64, valid frames.
+    tokens : torch.Tensor, optional
+        Shape (batch,), int64, speech tokens to give each clip, where the
+        adapter does not take their number from the clip's length.
+
+    Returns
+    -------
+    SpeechEmbeddings
+    """
+    if encoder.pad_to_30s:
+        return by_length(adapter, *encoder(mel, mel_lengths), tokens)
+
+    def embed(mel, mel_lengths, tokens):
+        return adapter(*encoder(mel, mel_lengths), tokens)
+
+    return by_length(embed, mel, mel_lengths, tokens)

@@ -7,6 +7,8 @@ Authors
  * The blsp_plugin team 2026
 """
 
+import re
+
 import torch
 from transformers import DynamicCache
 from transformers.generation.logits_process import (
@@ -21,6 +23,8 @@ from blsp_plugin.errors import BadInput
 from blsp_plugin.prefix import can_share_prefix
 
 __all__ = ["Choice", "Sequence", "text_pieces"]
+
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 
 class Choice:
@@ -128,7 +132,7 @@ class Sequence:
         """
         if length < self.length:
             if self._whole and length:
-                self.cache.crop(length)
+                self.cache.crop(length - self.length)
                 self.length = length
             else:
                 self._clear()
@@ -214,10 +218,13 @@ def text_pieces(tokenizer, ids):
     for token in ids:
         written.append(token)
         text = decoded_text(tokenizer, written)
+        # SentencePiece's bytes ("<0x0A>") are one text with those around them.
+        if _BYTE.fullmatch(tokenizer.convert_ids_to_tokens(token)):
+            continue
         if text.endswith("\ufffd") or not text.startswith(said):
             continue
         if len(text) > len(said):
             yield text[len(said) :]
             said = text
-    if text.startswith(said) and len(text) > len(said):
+    if len(text) > len(said):
         yield text[len(said) :]

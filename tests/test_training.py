@@ -304,18 +304,23 @@ def test_lora_checkpoint_is_small(tiny, tmp_path, where):
     model, prompt = speech_llm.model, speech_llm.prompt
     assert not model.llm.can_share_prefix(10) or where != "llm_model"
     row = Row(*prompt.ids("Go on.")[:1], (40, 50, 60), prompt.ids("Go on.")[1])
-    plain = BLSP(None, None, FrozenLLM(speech_llm.hparams.llm))
+    plain = BLSP(None, None, FrozenLLM(model.llm.source))
     texts = [model.generate([row], max_new_tokens=8)]
     heard = [speech_llm.answer(clip, "Go on.") for _ in range(2)]
     texts.append(model.generate([row], max_new_tokens=8))
     assert texts == [plain.generate([row], max_new_tokens=8)] * 2
     assert heard[0] == heard[1]
-    half = {"dtype": "bfloat16"}
-    rounded = SpeechLLM.from_hparams(
-        os.path.join(output, "adapter"),
-        overrides={"llm_model": half, "speech_encoder": half},
-    )
-    assert isinstance(rounded.answer(clip, "Go on."), str)
+    for opened in (
+        {"dtype": "bfloat16", "encoder_dtype": "bfloat16"},
+        {"dtype": "int8"},
+        {"hparams_file": "hyperparams.yaml"},
+    ):
+        again = SpeechLLM.from_hparams(
+            os.path.join(output, "adapter"), **opened
+        )
+        said = again.answer(clip, "Go on.")
+        assert isinstance(said, str)
+    assert said == heard[0]
     os.remove(os.path.join(output, "adapter", "lora.safetensors"))
     with pytest.raises(BadInput, match="lora.safetensors: no such file"):
         SpeechLLM.from_hparams(os.path.join(output, "adapter"))

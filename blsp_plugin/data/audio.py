@@ -351,7 +351,10 @@ def to_speech(audio):
     rate, flat = SAMPLE_RATE, (1,)
     if isinstance(audio, tuple | list) and len(audio) == 2:
         (audio, rate), flat = audio, (1, 2)
-    signal = torch.as_tensor(audio)
+    try:
+        signal = torch.as_tensor(audio)
+    except (TypeError, ValueError, RuntimeError):
+        signal = torch.tensor(0)  # no samples, whatever it is
     if (
         signal.ndim not in flat
         or not signal.is_floating_point()
