@@ -1,5 +1,6 @@
 """The blsp command, run as a user would, on tiny models."""
 
+import importlib
 import json
 import os
 import shutil
@@ -24,7 +25,15 @@ from tests.conftest import make_wavs
 from tests.training import ROOT
 
 QUESTION = "What is said?"
-COMMANDS = ("answer", "chat", "transcribe", "export", "doctor")
+COMMANDS = (
+    "answer",
+    "chat",
+    "transcribe",
+    "export",
+    "serve",
+    "web",
+    "doctor",
+)
 
 
 @pytest.fixture(scope="module")
@@ -389,13 +398,28 @@ def test_doctor(place):
     assert done.returncode in (0, 1)
 
 
-@pytest.mark.parametrize("name", ["serve", "web"])
-def test_commands_of_others(place, tmp_path, name):
-    """Theirs if their packages are there, else the extra that brings them."""
-    done = run(place, name, "--help")
-    extra = {"serve": "serve", "web": "demo"}[name]
-    if done.returncode:
-        assert done.stderr.count("\n") == 1
-        assert f"blsp_plugin[{extra}]" in done.stderr
-    else:
-        assert "usage" in done.stdout
+@pytest.mark.parametrize(
+    ["name", "module", "extra"],
+    [
+        ("serve", "blsp_plugin.serving.command", "serve"),
+        ("web", "blsp_plugin.webpage.command", "demo"),
+    ],
+)
+def test_commands_of_others(here, monkeypatch, capsys, name, module, extra):
+    """They get the adapter; a package that lacks is named with its extra."""
+    module, given = importlib.import_module(module), []
+    monkeypatch.setattr(module, "run", lambda args: given.append(args.adapter))
+    assert main([name]) == 0
+    assert main([name, "me/adapter"]) == 0
+    assert given == ["results/blsp/adapter", "me/adapter"]
+
+    def lacking(args):
+        raise ModuleNotFoundError("No module named 'x'", name="x")
+
+    monkeypatch.setattr(module, "run", lacking)
+    with pytest.raises(SystemExit):
+        main([name])
+    assert f"blsp_plugin[{extra}]" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    assert "usage: blsp" in capsys.readouterr().out

@@ -19,7 +19,7 @@ from speechbrain.nnet.adapters import AdaptedModel, LoRA
 from blsp_plugin.adapters import CFormerAdapter, ConcatMLPAdapter, ConvAdapter
 from blsp_plugin.encoder import WhisperEncoder
 from blsp_plugin.errors import BadInput
-from blsp_plugin.export import export_adapter, push
+from blsp_plugin.export import export_adapter, export_transformers, push
 from blsp_plugin.hparams import executed_by
 from blsp_plugin.inference import SpeechLLM
 from blsp_plugin.llm import FrozenLLM
@@ -271,6 +271,21 @@ def test_model_card_says_what_is_known(tmp_path, whisper_folder, llm_folder):
             export_adapter(
                 output / "adapter", tmp_path / "x", [bad], "a/b", "a/c"
             )
+
+
+def test_one_model_for_transformers(adapter_folder, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    import blsp_plugin.huggingface  # noqa: F401
+
+    target = tmp_path / "one"
+    done = export_transformers(adapter_folder, target)
+    assert "config.json" in done.files
+    AutoModelForCausalLM.from_pretrained(target)
+    with pytest.raises(BadInput, match="holds something else"):
+        export_transformers(adapter_folder, target)
+    export_transformers(adapter_folder, target, overwrite=True)
+    assert sorted(os.listdir(tmp_path)) == ["one", "trained"]
 
 
 # What strangers packed
