@@ -6,6 +6,7 @@ Authors
 
 import logging
 import os
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -27,6 +28,7 @@ from blsp_plugin.package import (
     read_facts,
 )
 from blsp_plugin.packing import Row
+from blsp_plugin.pretrained import open_pretrained
 from blsp_plugin.scoring import Choices, choice_scores
 from blsp_plugin.speech import SpeechEmbeddings
 from blsp_plugin.streaming import Choice, Sequence, text_pieces
@@ -444,6 +446,11 @@ class SpeechLLM(Pretrained):
             )
 
     @property
+    def embedding_size(self):
+        """Width of what `encode_batch` gives."""
+        return self.model.llm.hidden_size
+
+    @property
     def transcribe_instruction(self):
         """What stands for transcription, from the folder where it says so."""
         given = getattr(self.hparams, "transcribe_instruction", None)
@@ -474,10 +481,15 @@ def _fetched(source, savedir):
                     "that recipes/blsp/train.py wrote"
                 )
         return source
-    files = [fetch(name, source, savedir=savedir) for name in ADAPTER_FILES]
+
+    def fetched(name):
+        opener = partial(fetch, name)
+        return open_pretrained(opener, source, "adapter", savedir=savedir)
+
+    files = [fetched(name) for name in ADAPTER_FILES]
     folder = os.path.dirname(files[0])
     if read_facts(folder).get("lora"):
-        fetch(LORA_FILE, source, savedir=savedir)
+        fetched(LORA_FILE)
     return folder
 
 

@@ -30,7 +30,7 @@ from blsp_plugin.pretrained import (
 __all__ = ["FrozenLLM", "load_tokenizer"]
 
 
-def load_tokenizer(source):
+def load_tokenizer(source, trust_remote_code=None):
     """Open the tokenizer that belongs to an LLM.
 
     Padding is by the end-of-sequence token (masked everywhere, so its value
@@ -40,6 +40,9 @@ def load_tokenizer(source):
     ---------
     source : str
         Folder or hub id.
+    trust_remote_code : bool, optional
+        Whether to run code that it brings; asked at the terminal if not
+        given.
 
     Returns
     -------
@@ -47,7 +50,10 @@ def load_tokenizer(source):
         With ``pad_token`` set.
     """
     tokenizer = open_pretrained(
-        AutoTokenizer.from_pretrained, source, "tokenizer"
+        AutoTokenizer.from_pretrained,
+        source,
+        "tokenizer",
+        trust_remote_code=trust_remote_code,
     )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -173,7 +179,8 @@ class FrozenLLM(torch.nn.Module):
         """
         opener = AutoModelForCausalLM.from_pretrained
         model = open_pretrained(opener, source, "LLM", **options)
-        return load_tokenizer(source), model
+        trusted = options.get("trust_remote_code")
+        return load_tokenizer(source, trusted), model
 
     def _apply(self, *args, **kwargs):
         """Move the weights; what was made of prefixes stays behind."""

@@ -12,6 +12,7 @@ Authors
 
 import hashlib
 import json
+import math
 import os
 
 import torch
@@ -33,6 +34,9 @@ __all__ = [
     "ADAPTER_FILES",
     "FORMAT",
     "LORA_FILE",
+    "PACKAGE_FILES",
+    "check_package",
+    "file_digest",
     "load_adapter",
     "open_package",
     "opening_yaml",
@@ -42,6 +46,8 @@ __all__ = [
 
 ADAPTER_FILES = ("adapter.json", "adapter.safetensors")
 LORA_FILE = "lora.safetensors"
+YAML_FILE = "hyperparams.yaml"
+PACKAGE_FILES = (*ADAPTER_FILES, LORA_FILE, YAML_FILE, "README.md")
 FORMAT = 1  # grows when an older reader would misread the JSON
 _KINDS = {
     "format": int,
@@ -59,7 +65,10 @@ _PROMPT_KINDS = {
     "system": (str, type(None)),
     "chat_options": dict,
 }
-_LARGEST = 2**16  # of a number in the JSON: widths, layers
+_DTYPES = ("float32", "bfloat16", "float16", "int8")
+_LARGEST = 2**16  # of a number in the JSON
+_MOST_LAYERS = 512
+_LARGEST_JSON = 2**20  # bytes
 
 
 def save_adapter(model, prompt, folder, **facts):
@@ -126,19 +135,25 @@ def read_facts(folder):
             "(recipes/blsp/train.py)"
         )
     try:
+        if os.path.getsize(path) > _LARGEST_JSON:
+            raise ValueError("more than a megabyte")
         with open(path, encoding="utf-8") as stream:
             facts = json.load(stream)
         _check_kinds(facts, {"base": dict})
-        if facts.get("format"):  # older ones are opened by their YAML
+        if "format" in facts:  # older ones are opened by their YAML
+            _check_kinds(facts, {"format": int})
+            if facts["format"] > FORMAT:
+                raise BadInput(
+                    f"{path}: has format {facts['format']}, this version "
+                    f"reads {FORMAT}; update blsp_plugin"
+                )
             _check_kinds(facts, _KINDS)
             _check_kinds(facts["prompt"], _PROMPT_KINDS)
+            _check_values(facts)
+    except BadInput:
+        raise
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{path}: not an adapter's JSON ({error})") from error
-    if facts.get("format", 0) > FORMAT:
-        raise BadInput(
-            f"{path}: has format {facts['format']}, this version reads "
-            f"{FORMAT}; update blsp_plugin"
-        )
     return facts
 
 
@@ -148,6 +163,24 @@ def _check_kinds(facts, kinds):
     for name, kind in kinds.items():
         if name not in facts or not isinstance(facts[name], kind):
             raise ValueError(f"{name!r} is missing or of another kind")
+
+
+def _check_values(facts):
+    """What a stranger may have written there, and would end in a traceback."""
+    if facts["llm_dtype"] not in _DTYPES:
+        raise ValueError(f"llm_dtype {facts['llm_dtype']!r}")
+    weights = (ADAPTER_FILES[1], LORA_FILE)
+    for name, digest in facts["files"].items():
+        if name not in weights or not isinstance(digest, str):
+            raise ValueError(f"files has {name!r}; only {', '.join(weights)}")
+    lora = facts.get("lora") or {}
+    _check_kinds(lora, dict.fromkeys(lora, (int, float)))
+    if lora and not (
+        lora.keys() == {"rank", "alpha"}
+        and lora["rank"] in range(1, _LARGEST)
+        and math.isfinite(lora["alpha"])
+    ):
+        raise ValueError(f"lora {lora}")
 
 
 def open_package(
@@ -197,24 +230,69 @@ def open_package(
         facts["pad_to_30s"],
         encoder_dtype or "float32",
     )
+    # A model that brings its own code would ask at the terminal.
+    no_code = {"trust_remote_code": False}
     llm = llm_class(
         llm or starter.resolve(facts["llm"]),
         dtype or facts["llm_dtype"],
-        **options,
-    )
-    prompt = Prompt(
-        llm.tokenizer, **{name: facts["prompt"][name] for name in _PROMPT_KINDS}
+        **{"options": no_code, **options},
     )
     model = BLSP(encoder, adapter, llm)
     path = os.path.join(folder, ADAPTER_FILES[0])
-    check_base(facts["base"], base_fingerprints(model, prompt), path)
+    try:
+        prompt = Prompt(
+            llm.tokenizer,
+            **{name: facts["prompt"][name] for name in _PROMPT_KINDS},
+        )
+        base = base_fingerprints(model, prompt)
+    except BadInput:
+        raise
+    except Exception as error:  # a template may raise anything
+        raise BadInput(
+            f"{path}: its prompt does not fit {llm.source} "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    check_base(facts["base"], base, path)
     if facts.get("lora"):
         _add_lora(model, facts["lora"], path)
     load_adapter(model, prompt, folder)
     return model, prompt
 
 
-def opening_yaml(folder, name="hyperparams.yaml"):
+def check_package(folder):
+    """Look at a folder's files without its base.
+
+    Arguments
+    ---------
+    folder : str
+        Holds ``adapter.json`` and what it names.
+
+    Returns
+    -------
+    dict
+        From `read_facts`.
+
+    Raises
+    ------
+    BadInput
+        If a file is missing or another one than the JSON was written with,
+        weights cannot be read, or they are not those of the adapter that the
+        JSON describes.
+    """
+    facts = read_facts(folder)
+    if "format" not in facts:
+        raise _needs_yaml(folder)
+    if facts.get("adapter") is None:
+        _read_weights(os.path.join(folder, ADAPTER_FILES[1]), "adapter")
+    else:
+        _build_adapter(facts, folder)
+    if facts.get("lora"):
+        _read_lora(os.path.join(folder, LORA_FILE), facts["lora"]["rank"])
+    _check_digests(facts, folder)
+    return facts
+
+
+def opening_yaml(folder, name=YAML_FILE):
     """How to open a folder by its YAML, and what that would execute.
 
     Arguments
@@ -248,12 +326,8 @@ def _build_adapter(facts, folder):
     """An adapter without its weights: one of ours, and as large as its file."""
     path = os.path.join(folder, ADAPTER_FILES[0])
     described = facts.get("adapter")
-    if described is None:
-        raise BadInput(
-            f"{path}: does not say all (an adapter of a class of your own, or "
-            "an older version's folder); if you trust the folder, open it by "
-            f"its YAML, {opening_yaml(folder)}"
-        )
+    if described is None or "format" not in facts:
+        raise _needs_yaml(folder)
     try:
         name, arguments = described["class"], described["arguments"]
         if name not in adapters.__all__:
@@ -261,12 +335,26 @@ def _build_adapter(facts, folder):
         numbers = []
         for value in arguments.values():
             numbers += value if isinstance(value, list) else [value]
-        if not all(0 < number <= _LARGEST for number in numbers):
+        layers = arguments.get("layers", 1)
+        layers = layers if isinstance(layers, list) else [layers]
+        if (
+            not all(0 <= number <= _LARGEST for number in numbers)
+            or max(layers) > _MOST_LAYERS
+        ):
             raise ValueError(f"sizes {arguments}")
         kind = getattr(adapters, name)
         with torch.device("meta"):  # sizes cost nothing here
             shapes = _shapes(kind(**arguments).state_dict())
-    except (TypeError, KeyError, ValueError, RuntimeError) as error:
+    except (
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise BadInput(
             f"{path}: does not describe an adapter ({error})"
         ) from error
@@ -274,6 +362,24 @@ def _build_adapter(facts, folder):
     if shapes != _shapes(_read_weights(weights_path, "adapter")):
         raise BadInput(f"{weights_path}: does not fit {name} of {path}")
     return kind(**arguments)
+
+
+def _needs_yaml(folder):
+    return BadInput(
+        f"{os.path.join(folder, ADAPTER_FILES[0])}: does not say all (an "
+        "adapter of a class of your own, or an older version's folder); if "
+        f"you trust the folder, open it by its YAML, {opening_yaml(folder)}"
+    )
+
+
+def _check_digests(facts, folder):
+    for name, digest in facts.get("files", {}).items():
+        path = os.path.join(folder, name)
+        if not os.path.isfile(path) or file_digest(path) != digest:
+            raise BadInput(
+                f"{path}: is not the file that {ADAPTER_FILES[0]} was written "
+                "with; copy the whole adapter folder"
+            )
 
 
 def _shapes(weights):
@@ -331,10 +437,22 @@ def _lora_facts(model):
     return {"rank": rank, "alpha": layers[0].scaling * rank}
 
 
+def _read_lora(path, rank):
+    """LoRA's weights, as large as the JSON says."""
+    weights = _read_weights(path, "LoRA")
+    for name, weight in weights.items():
+        if rank not in weight.shape:
+            raise BadInput(
+                f"{path}: {name} is not of rank {rank}, as {ADAPTER_FILES[0]} "
+                "says"
+            )
+    return weights
+
+
 def _add_lora(model, settings, path):
     """Put LoRA where its weights' names say."""
     weights_path = os.path.join(os.path.dirname(path), LORA_FILE)
-    names = _read_weights(weights_path, "LoRA")
+    names = _read_lora(weights_path, settings["rank"])
     places = dict.fromkeys(name.rsplit(".", 2)[0] for name in names)
     for place in places:
         parent, _, name = place.rpartition(".")
@@ -342,7 +460,13 @@ def _add_lora(model, settings, path):
             holder = model.get_submodule(parent)
             target = getattr(holder, name)
             setattr(holder, name, LoRA(target, **settings))
-        except (AttributeError, TypeError, ValueError) as error:
+        except (
+            AttributeError,
+            LookupError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
             raise BadInput(
                 f"{weights_path}: {place} is no place for LoRA in this model "
                 f"({error})"
@@ -401,9 +525,4 @@ def load_adapter(model, prompt, folder):
             f"settings that it was trained with ({error})"
         ) from error
     _load_lora(model, folder, bool(facts.get("lora")))
-    for name, digest in facts.get("files", {}).items():
-        if file_digest(os.path.join(folder, os.path.basename(name))) != digest:
-            raise BadInput(
-                f"{os.path.join(folder, name)}: is not the file that {path} "
-                "was written with; copy the whole adapter folder"
-            )
+    _check_digests(facts, folder)

@@ -329,14 +329,14 @@ def tiny_corpus(folder, n=12, n_eval=4, seconds=(0.3, 1.5), seed=0):
 
 
 def tiny_tasks(corpus, folder, labels=("on", "off", "dim")):
-    """A test set that has something for every task of the evaluation.
+    """Splits that have something for every task of the evaluation.
 
     Arguments
     ---------
     corpus : SimpleNamespace
         From `tiny_corpus`.
     folder : path
-        Where ``test.csv`` goes, whose clips are those of the corpus.
+        Where the CSV files go, whose clips are those of the corpus.
     labels : sequence of str
         Of the column ``intent``, in turns.
 
@@ -346,18 +346,20 @@ def tiny_tasks(corpus, folder, labels=("on", "off", "dim")):
         The folder.
     """
     os.makedirs(folder, exist_ok=True)
-    with open(corpus.test_csv, encoding="utf-8", newline="") as stream:
-        rows = list(csv.DictReader(stream))
-    for number, row in enumerate(rows):
-        row["wav"] = row["wav"].replace("$data_root", corpus.data_root)
-        row["intent"] = labels[number % len(labels)]
-        row["translation"] = row["wrd"].lower()
-        row["entities"] = '[{"type": "what", "filler": "light"}]'
-    path = os.path.join(folder, "test.csv")
-    with open(path, "w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    for split in ("train", "valid", "test"):
+        source = getattr(corpus, f"{split}_csv")
+        with open(source, encoding="utf-8", newline="") as stream:
+            rows = list(csv.DictReader(stream))
+        for number, row in enumerate(rows):
+            row["wav"] = row["wav"].replace("$data_root", corpus.data_root)
+            row["intent"] = labels[number % len(labels)]
+            row["translation"] = row["wrd"].lower()
+            row["entities"] = '[{"type": "what", "filler": "light"}]'
+        path = os.path.join(folder, f"{split}.csv")
+        with open(path, "w", encoding="utf-8", newline="") as stream:
+            writer = csv.DictWriter(stream, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
     return os.fspath(folder)
 
 

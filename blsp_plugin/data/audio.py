@@ -96,7 +96,7 @@ def _read_header(path):
         )
     try:
         header = soundfile.info(path, verbose=True)
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, UnicodeError) as error:
         reason = getattr(error, "error_string", str(error)).rstrip(".")
         raise BadInput(
             f"{path}: not readable as audio ({reason}); convert it to WAV or "

@@ -26,7 +26,11 @@ def add_arguments(parser):
         Gets the options.
     """
     add = parser.add_argument
-    add("adapter", help="folder or hub id of a trained adapter")
+    add(
+        "adapter",
+        nargs="?",
+        help="folder or hub id of a trained adapter (default: see blsp --help)",
+    )
     add(
         "--vllm",
         metavar="URL",

@@ -37,7 +37,12 @@ class TokenEmbeddings(FrozenLLM):
 
     def open_models(self, source, **options):
         """Load tokenizer and embeddings: see `FrozenLLM.open_models`."""
-        config = open_pretrained(AutoConfig.from_pretrained, source, "LLM")
+        config = open_pretrained(
+            AutoConfig.from_pretrained,
+            source,
+            "LLM",
+            trust_remote_code=options.get("trust_remote_code"),
+        )
         text = config.get_text_config()
         if not hasattr(text, "num_hidden_layers"):
             raise BadInput(

@@ -25,7 +25,12 @@ def add_arguments(parser):
     parser : argparse.ArgumentParser
     """
     add = parser.add_argument
-    add("adapter", metavar="ADAPTER", help="adapter folder, or its hub id")
+    add(
+        "adapter",
+        nargs="?",
+        metavar="ADAPTER",
+        help="adapter folder, or its hub id (default: see blsp --help)",
+    )
     add("--whisper", help="Whisper, where it is not under its name")
     add("--llm", help="LLM, where it is not under its name")
     add("--dtype", help="of the LLM: float32, bfloat16 or int8")
