@@ -59,6 +59,7 @@ def place(tmp_path_factory):
         "PATH": os.path.dirname(sys.executable) + ":" + os.environ["PATH"],
     }
     project = project_folder(folder / "project")
+    soundfile.write(project / "clip.wav", [0.01, -0.01] * 8000, 16000)
     llm = folder / "kit" / "smollm2-135m-instruct"
     with transformers_server(llm, folder / "server.txt") as url:
         # It takes text only, and knows its LLM by the folder.
@@ -126,7 +127,6 @@ def test_recipes_run_as_documented(place):
 def python_examples_run(place):
     """The README's Python, on the adapter that its commands have trained."""
     project, _, environment = place
-    soundfile.write(project / "clip.wav", [0.01, -0.01] * 8000, 16000)
     for readme in READMES:
         for code in blocks(readme, "python"):
             done = subprocess.run(
