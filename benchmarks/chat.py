@@ -79,7 +79,9 @@ def main(argv):
     rows = [row for row in manifest.rows if 3 <= row["duration"] <= 12]
     wavs = [read_speech(row["wav"]) for row in rows]
     limit, turns = args.max_new_tokens, len(QUESTIONS)
-    speech_llm = SpeechLLM.from_hparams(args.adapter, dtype="float32")
+    speech_llm = SpeechLLM.from_hparams(
+        args.adapter, dtype="float32", encoder_dtype="float32"
+    )
     times, equal = {"kept": [], "anew": []}, []
     for number in range(args.conversations + 1):  # the first warms up
         chat, spoken = speech_llm.chat(), []

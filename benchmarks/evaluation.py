@@ -135,7 +135,9 @@ def main(argv):
     add("--max_new_tokens", type=int, default=48)
     args = parser.parse_args(argv)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    speechllm = SpeechLLM.from_hparams(args.adapter, dtype="float32")
+    speechllm = SpeechLLM.from_hparams(
+        args.adapter, dtype="float32", encoder_dtype="float32"
+    )
     model, prompt = speechllm.model, speechllm.prompt
     wavs, wanted = load(args)
     order = sorted(range(len(wavs)), key=lambda n: -len(wavs[n]))

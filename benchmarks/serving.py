@@ -113,6 +113,7 @@ def servers(args, llm, folder):
     ours = [sys.executable, "-m", "blsp_plugin.serving", args.adapter]
     ours += ["--vllm", f"http://127.0.0.1:{port}", "--port", str(front)]
     ours += ["--device", "cpu", "--cache-mb", "0"]  # all is encoded anew
+    ours += ["--encoder-dtype", args.dtype]
     if args.llm:
         ours += ["--llm", args.llm]
     url = f"http://127.0.0.1:{front}"
@@ -187,7 +188,7 @@ def main(argv):
     add("--data_folder", help="a corpus; the starter's if not given")
     add("--save_folder", default="results/benchmark", help="for its CSV files")
     add("--callers", type=int, default=64)
-    add("--dtype", default="float32", help="of the LLM, on both sides")
+    add("--dtype", default="float32", help="of LLM and encoder, on both sides")
     add("--max_new_tokens", type=int, default=48)
     args = parser.parse_args(argv)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -197,7 +198,9 @@ def main(argv):
     for path in paths:
         with open(path, "rb") as stream:
             files.append(base64.b64encode(stream.read()).decode())
-    here = SpeechLLM.from_hparams(args.adapter, llm=args.llm, dtype=args.dtype)
+    here = SpeechLLM.from_hparams(
+        args.adapter, llm=args.llm, dtype=args.dtype, encoder_dtype=args.dtype
+    )
     here.answer(paths[0], INSTRUCTION, max_new_tokens=limit)
 
     def alone(some):

@@ -393,6 +393,7 @@ def _yaml_of(facts, lora_places):
         "blsp_plugin.encoder.WhisperEncoder",
         source=_tagged("!ref", "<whisper>"),
         pad_to_30s=facts["pad_to_30s"],
+        dtype=facts["encoder_dtype"],
     )
     tree["llm_model"] = _new(
         "blsp_plugin.llm.FrozenLLM",

@@ -119,7 +119,7 @@ class SpeechLLM(Pretrained):
             Of the LLM's weights: "float32", "bfloat16" or "int8"; the one
             that it was trained with if not given.
         encoder_dtype : str, optional
-            Of the encoder's weights: "float32" if not given, "bfloat16".
+            Of the encoder's weights: "float32" or "bfloat16", likewise.
         run_opts : dict, optional
             SpeechBrain's, such as ``{"device": "cuda"}``.
         llm_class : type

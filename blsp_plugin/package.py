@@ -56,6 +56,7 @@ _KINDS = {
     "whisper": str,
     "llm": str,
     "llm_dtype": str,
+    "encoder_dtype": str,
     "pad_to_30s": bool,
     "prompt": dict,
 }
@@ -99,6 +100,7 @@ def save_adapter(model, prompt, folder, **facts):
         "whisper": starter.portable(model.encoder.source),
         "llm": starter.portable(model.llm.source),
         "llm_dtype": str(model.llm.dtype).removeprefix("torch."),
+        "encoder_dtype": str(model.encoder.dtype).removeprefix("torch."),
         "pad_to_30s": model.encoder.pad_to_30s,
         "adapter": _adapter_facts(model.adapter),
         "lora": _lora_facts(model),
@@ -167,8 +169,9 @@ def _check_kinds(facts, kinds):
 
 def _check_values(facts):
     """What a stranger may have written there, and would end in a traceback."""
-    if facts["llm_dtype"] not in _DTYPES:
-        raise ValueError(f"llm_dtype {facts['llm_dtype']!r}")
+    for name in ("llm_dtype", "encoder_dtype"):
+        if facts[name] not in _DTYPES or facts["encoder_dtype"] == "int8":
+            raise ValueError(f"{name} {facts[name]!r}")
     weights = (ADAPTER_FILES[1], LORA_FILE)
     for name, digest in facts["files"].items():
         if name not in weights or not isinstance(digest, str):
@@ -206,7 +209,7 @@ def open_package(
         Of the LLM's weights: "float32", "bfloat16" or "int8"; the one that it
         was trained with if not given.
     encoder_dtype : str, optional
-        Of the encoder's weights: "float32" if not given, "bfloat16".
+        Of the encoder's weights: "float32" or "bfloat16", likewise.
     llm_class : type
         What opens the LLM: a kind of `FrozenLLM`.
     **options : dict
@@ -228,7 +231,7 @@ def open_package(
     encoder = WhisperEncoder(
         whisper or starter.resolve(facts["whisper"]),
         facts["pad_to_30s"],
-        encoder_dtype or "float32",
+        encoder_dtype or facts["encoder_dtype"],
     )
     # A model that brings its own code would ask at the terminal.
     no_code = {"trust_remote_code": False}

@@ -187,19 +187,20 @@ def test_mistakes_are_one_line(here, capsys, words, says):
 def test_where_the_adapter_is_looked_for(
     place, tmp_path, monkeypatch, speech_llm
 ):
-    from blsp_plugin import cli
+    from blsp_plugin import commands
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("BLSP_ADAPTER", raising=False)
-    monkeypatch.setattr(cli, "_PLACES", cli._PLACES[:2] + cli._PLACES[3:])
-    with pytest.raises(cli.BadInput, match="BLSP_ADAPTER"):
-        cli.find_adapter()
-    for folder in reversed([cli._PLACES[n] for n in range(3)]):
+    places = commands._PLACES
+    monkeypatch.setattr(commands, "_PLACES", places[:2] + places[3:])
+    with pytest.raises(commands.BadInput, match="BLSP_ADAPTER"):
+        commands.find_adapter()
+    for folder in reversed([commands._PLACES[n] for n in range(3)]):
         os.makedirs(folder)
         (tmp_path / folder / "adapter.json").write_text("{}")
-        assert cli.find_adapter() == folder
+        assert commands.find_adapter() == folder
     monkeypatch.setenv("BLSP_ADAPTER", "me/adapter")
-    assert cli.find_adapter() == "me/adapter"
+    assert commands.find_adapter() == "me/adapter"
 
 
 def test_transcribe_names_bad_files_and_goes_on(place, speech_llm):

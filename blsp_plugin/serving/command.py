@@ -58,6 +58,12 @@ def add_arguments(parser):
         help="of the LLM's weights (default: as trained; with --vllm, whose "
         "own dtype decides, of the embeddings: float32)",
     )
+    add(
+        "--encoder-dtype",
+        choices=("float32", "bfloat16"),
+        help="of the encoder's weights (default: as trained); in float32 what "
+        "a clip becomes does not depend on those encoded with it",
+    )
     add("--device", help="cpu, cuda, ... (default: cuda if there is one)")
     add(
         "--host", default="127.0.0.1", help="address to listen at (%(default)s)"
@@ -169,6 +175,7 @@ def _open(args, dtype, llm_class=None):
             whisper=args.whisper,
             llm=args.llm,
             dtype=dtype,
+            encoder_dtype=args.encoder_dtype,
             run_opts={"device": device},
             **options,
         )

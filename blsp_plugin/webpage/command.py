@@ -34,6 +34,7 @@ def add_arguments(parser):
     add("--whisper", help="Whisper, where it is not under its name")
     add("--llm", help="LLM, where it is not under its name")
     add("--dtype", help="of the LLM: float32, bfloat16 or int8")
+    add("--encoder-dtype", help="of the encoder: float32 or bfloat16")
     add("--device", help="cpu or cuda (default: cuda if there is one)")
     add("--host", default="127.0.0.1", help="address (default: %(default)s)")
     add("--port", type=int, default=7860, help="default: %(default)s")
@@ -184,6 +185,7 @@ def _page(args):
         whisper=args.whisper,
         llm=args.llm,
         dtype=args.dtype,
+        encoder_dtype=args.encoder_dtype,
         run_opts={"device": device},
     )
     if speech_llm.prompt.template is not None:
