@@ -357,6 +357,8 @@ def test_chat_streams_and_stops_at_ctrl_c(place, speech_llm):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell starts what runs in the background with Ctrl-C ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     chat = speech_llm.chat()
     reply = chat.send(audio=str(place / "clip 0.flac"), max_new_tokens=7)
