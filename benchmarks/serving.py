@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Many callers at once: our front before a stock vLLM, and one by one here.
 
-A vLLM server (CPU) and ``python -m blsp_plugin.serving`` are started; all
+A vLLM server (CPU) and ``blsp serve`` are started; all
 callers send a clip of their own at the same time, through OpenAI's client. The
 same clips are answered one at a time by `SpeechLLM.answer`, one half before
 and one half after, on the same cores. One JSON line:
@@ -110,7 +110,7 @@ def servers(args, llm, folder):
     vllm += ["--host", "127.0.0.1", "--port", str(port)]
     vllm += ["--dtype", args.dtype, "--max-model-len", "512"]
     vllm += ["--block-size", "32", "--enforce-eager", "--enable-prompt-embeds"]
-    ours = [sys.executable, "-m", "blsp_plugin.serving", args.adapter]
+    ours = [sys.executable, "-m", "blsp_plugin", "serve", args.adapter]
     ours += ["--vllm", f"http://127.0.0.1:{port}", "--port", str(front)]
     ours += ["--device", "cpu", "--cache-mb", "0"]  # all is encoded anew
     ours += ["--encoder-dtype", args.dtype]

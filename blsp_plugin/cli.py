@@ -63,7 +63,7 @@ def _main(argv):
     args = _parser(argv).parse_args(argv)
     if args.command in _OTHERS:
         with _extra_needed(args.command):
-            if getattr(args, "adapter", "") is None:
+            if args.adapter is None:
                 args.adapter = commands.find_adapter()
             return args.module.run(args)
     return args.run(args)

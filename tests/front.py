@@ -40,7 +40,7 @@ class Front:
 
 @contextlib.contextmanager
 def front_server(adapter, *options):
-    """Run ``python -m blsp_plugin.serving`` at a free port.
+    """Run ``blsp serve`` at a free port.
 
     Arguments
     ---------
@@ -49,7 +49,7 @@ def front_server(adapter, *options):
     *options : tuple of str
         Further ones.
     """
-    command = [sys.executable, "-m", "blsp_plugin.serving", str(adapter)]
+    command = [sys.executable, "-m", "blsp_plugin", "serve", str(adapter)]
     command += ["--port", "0", "--device", "cpu", *options]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     lines = []

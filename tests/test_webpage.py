@@ -6,7 +6,6 @@ import glob
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -27,6 +26,7 @@ pytest.importorskip("gradio")
 from speechbrain.nnet.adapters import AdaptedModel, LoRA  # noqa: E402
 
 from blsp_plugin.adapters import ConvAdapter  # noqa: E402
+from blsp_plugin.cli import main  # noqa: E402
 from blsp_plugin.data.audio import read_speech  # noqa: E402
 from blsp_plugin.data.text import normalise_transcript  # noqa: E402
 from blsp_plugin.errors import BadInput  # noqa: E402
@@ -37,11 +37,11 @@ from blsp_plugin.llm import FrozenLLM  # noqa: E402
 from blsp_plugin.model import BLSP  # noqa: E402
 from blsp_plugin.package import save_adapter  # noqa: E402
 from blsp_plugin.prompts import Prompt  # noqa: E402
-from blsp_plugin.webpage.__main__ import main  # noqa: E402
 from blsp_plugin.webpage.command import serve  # noqa: E402
 from blsp_plugin.webpage.limits import Limits  # noqa: E402
 from blsp_plugin.webpage.page import Page  # noqa: E402
 from blsp_plugin.webpage.talk import Models, Talk  # noqa: E402
+from tests.server import free_port  # noqa: E402
 from tests.tiny import tiny_llm  # noqa: E402
 from tests.training import ROOT  # noqa: E402
 
@@ -189,17 +189,11 @@ def later(page, seconds):
     page.visitors.clock = clock
 
 
-def free_port():
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
-
-
 @contextlib.contextmanager
 def started(folder, temporary, *options):
-    """``python -m blsp_plugin.webpage`` in a process of its own."""
+    """``blsp web`` in a process of its own."""
     port = free_port()
-    command = [sys.executable, "-m", "blsp_plugin.webpage", str(folder)]
+    command = [sys.executable, "-m", "blsp_plugin", "web", str(folder)]
     environment = {
         **os.environ,
         "HF_HUB_OFFLINE": "1",
@@ -582,7 +576,7 @@ def test_a_failure_is_a_sentence_too(speech_llm, asr, clips, monkeypatch):
 )
 def test_bad_options_are_one_line(folder, capsys, options, says):
     with pytest.raises(SystemExit) as stop:
-        main([folder, "--device", "cpu", *options])
+        main(["web", folder, "--device", "cpu", *options])
     assert stop.value.code == 2
     [line] = capsys.readouterr().err.strip().splitlines()[-1:]
     assert line.startswith("error: ") and says in line
@@ -595,7 +589,7 @@ def test_base_models_are_refused(encoder, llm, tmp_path, capsys, llm_folder):
     model = BLSP(encoder, adapter, FrozenLLM(llm_folder))
     save_adapter(model, plain, tmp_path)
     with pytest.raises(SystemExit):
-        main([str(tmp_path), "--device", "cpu"])
+        main(["web", str(tmp_path), "--device", "cpu"])
     assert "cannot chat" in capsys.readouterr().err
 
 
@@ -605,13 +599,3 @@ def test_a_taken_port_is_one_line(served):
     other = Page(page.visitors.begin.args[0], LIMITS, "", "")
     with pytest.raises(BadInput, match=f"127.0.0.1:{port}: cannot listen"):
         serve(other, "127.0.0.1", port, wait=False)
-
-
-def test_the_command_is_light():
-    """``blsp --help`` must not wait for torch or gradio."""
-    code = (
-        "import sys, argparse, blsp_plugin.webpage.command as command;"
-        "command.add_arguments(argparse.ArgumentParser());"
-        "assert not {'torch', 'gradio', 'transformers'} & set(sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -7,12 +7,7 @@ Authors
 import logging
 import os
 
-__all__ = ["DESCRIPTION", "add_arguments", "run"]
-
-DESCRIPTION = (
-    "Serve a trained adapter behind OpenAI's API: POST /v1/chat/completions "
-    "with text and speech (input_audio)."
-)
+__all__ = ["add_arguments", "run"]
 
 logger = logging.getLogger(__name__)
 
