@@ -30,6 +30,8 @@ _BYTE = re.compile("<0x[0-9A-F]{2}>")
 class Choice:
     """How the next token is chosen: greedily, or by chance.
 
+    A repetition penalty among the LLM's own settings is applied.
+
     Arguments
     ---------
     temperature : float
@@ -38,8 +40,6 @@ class Choice:
         Only the likeliest tokens that make up this share are drawn from.
     seed : int, optional
         Of the draws; others each time if not given.
-    repetition_penalty : float, optional
-        1 is none; what the LLM's own settings ask for if not given.
 
     Raises
     ------
@@ -47,16 +47,13 @@ class Choice:
         If a number is out of its range.
     """
 
-    def __init__(
-        self, temperature=0.0, top_p=1.0, seed=None, repetition_penalty=None
-    ):
+    def __init__(self, temperature=0.0, top_p=1.0, seed=None):
         if not 0 <= temperature <= 10 or not 0 < top_p <= 1:
             raise BadInput(
                 f"temperature {temperature}, top_p {top_p}: give a "
                 "temperature of 0 to 10 and a top_p of more than 0, up to 1"
             )
         self.temperature = temperature
-        self.penalty = repetition_penalty
         self.warpers = LogitsProcessorList()
         if temperature:
             self.warpers.append(TemperatureLogitsWarper(float(temperature)))
@@ -82,9 +79,7 @@ class Choice:
         -------
         int
         """
-        penalty = self.penalty
-        if penalty is None:
-            penalty = llm.model.generation_config.repetition_penalty or 1.0
+        penalty = llm.model.generation_config.repetition_penalty or 1.0
         ids = torch.tensor([written], dtype=torch.int64, device=logits.device)
         scores = logits[None]
         if penalty != 1.0 and written:

@@ -13,6 +13,8 @@ from blsp_plugin.encoder import WhisperEncoder  # noqa: E402
 from blsp_plugin.llm import FrozenLLM  # noqa: E402
 from blsp_plugin.model import BLSP  # noqa: E402
 from blsp_plugin.prompts import Prompt  # noqa: E402
+from blsp_plugin.starter import store  # noqa: E402
+from tests.server import VLLM_PYTHON  # noqa: E402
 from tests.tiny import (  # noqa: E402
     tiny_corpus,
     tiny_llm,
@@ -25,6 +27,17 @@ from tests.tiny import (  # noqa: E402
 def llm_folder(tmp_path_factory):
     """A random Llama with byte-level BPE and ChatML."""
     return tiny_llm(tmp_path_factory.mktemp("llm"))
+
+
+@pytest.fixture(scope="session")
+def vllm_llm():
+    """The starter LLM, where vLLM's environment is there too."""
+    folder = os.path.join(store.root(), "smollm2-135m-instruct")
+    if not os.path.isfile(VLLM_PYTHON):
+        pytest.skip("no .venv-vllm: run make vllm-env")
+    if not os.path.isdir(folder):
+        pytest.skip("no starter LLM: run make starter")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,11 @@ import sys
 import time
 import urllib.request
 
-__all__ = ["free_port", "transformers_server", "vllm_server"]
+from tests.training import ROOT
+
+__all__ = ["VLLM_PYTHON", "free_port", "transformers_server", "vllm_server"]
+
+VLLM_PYTHON = os.path.join(ROOT, ".venv-vllm", "bin", "python")
 
 
 def free_port():

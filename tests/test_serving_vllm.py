@@ -1,7 +1,6 @@
 """The server before a real vLLM, where `make vllm-env` has been run."""
 
 import asyncio
-import os
 import time
 
 import httpx
@@ -22,25 +21,10 @@ from blsp_plugin.serving.embeddings import TokenEmbeddings
 from blsp_plugin.serving.handshake import check_same_llm, find_server
 from tests.conftest import make_wavs
 from tests.front import as_file, front_server, spoken, typed
-from tests.server import vllm_server
-from tests.training import ROOT
+from tests.server import VLLM_PYTHON, vllm_server
 
-VENV = os.path.join(ROOT, ".venv-vllm")
 QUESTION = "Please repeat the following words."
 LIMIT = 24
-
-
-@pytest.fixture(scope="module")
-def smollm2():
-    """The starter LLM, if it is on this machine."""
-    from blsp_plugin.starter import store
-
-    folder = os.path.join(store.root(), "smollm2-135m-instruct")
-    if not os.path.isfile(os.path.join(VENV, ".installed")):
-        pytest.skip("no .venv-vllm: run make vllm-env")
-    if not os.path.isdir(folder):
-        pytest.skip("no starter LLM: run make starter")
-    return folder
 
 
 def package(folder, llm, whisper_folder):
@@ -60,16 +44,15 @@ def package(folder, llm, whisper_folder):
 
 
 @pytest.fixture(scope="module")
-def folder(smollm2, whisper_folder, tmp_path_factory):
-    return package(tmp_path_factory.mktemp("far"), smollm2, whisper_folder)
+def folder(vllm_llm, whisper_folder, tmp_path_factory):
+    return package(tmp_path_factory.mktemp("far"), vllm_llm, whisper_folder)
 
 
 @pytest.fixture(scope="module")
-def vllm(smollm2, tmp_path_factory):
+def vllm(vllm_llm, tmp_path_factory):
     """Address of a vLLM server of the starter LLM."""
-    python = os.path.join(VENV, "bin", "python")
     log = tmp_path_factory.mktemp("vllm") / "log.txt"
-    with vllm_server(python, smollm2, log) as url:
+    with vllm_server(VLLM_PYTHON, vllm_llm, log) as url:
         yield url
 
 
@@ -200,14 +183,14 @@ def test_what_does_not_fit_is_a_clear_400(front):
 
 
 def test_another_llm_is_refused(
-    vllm, smollm2, llm_folder, whisper_folder, tmp_path
+    vllm, vllm_llm, llm_folder, whisper_folder, tmp_path
 ):
     """Of another width, and of the same width with other weights."""
     served = find_server(vllm)
     assert served.name == "llm" and served.room == 512
     other = tmp_path / "other"
-    AutoTokenizer.from_pretrained(smollm2).save_pretrained(other)
-    model = AutoModelForCausalLM.from_pretrained(smollm2)
+    AutoTokenizer.from_pretrained(vllm_llm).save_pretrained(other)
+    model = AutoModelForCausalLM.from_pretrained(vllm_llm)
     table = model.get_input_embeddings().weight.data
     table.copy_(table[torch.randperm(len(table))])
     model.save_pretrained(other)

@@ -4,12 +4,10 @@ import os
 import subprocess
 
 import pyarrow.parquet
-import pytest
 
+from tests.server import VLLM_PYTHON
 from tests.training import ROOT, run_recipe
 
-VENV = os.path.join(ROOT, ".venv-vllm")
-PYTHON = os.path.join(VENV, "bin", "python")
 PRESET = """
 base: {root}/hparams/vllm_generate.yaml
 llm: {llm}
@@ -18,23 +16,10 @@ max_new_tokens: 24
 """
 
 
-@pytest.fixture(scope="module")
-def smollm2():
-    """The starter LLM, if it is on this machine."""
-    from blsp_plugin.starter import store
-
-    folder = os.path.join(store.root(), "smollm2-135m-instruct")
-    if not os.path.isfile(os.path.join(VENV, ".installed")):
-        pytest.skip("no .venv-vllm: run make vllm-env")
-    if not os.path.isdir(folder):
-        pytest.skip("no starter LLM: run make starter")
-    return folder
-
-
-def test_vllm_writes_what_transformers_writes(smollm2, corpus, tmp_path):
+def test_vllm_writes_what_transformers_writes(vllm_llm, corpus, tmp_path):
     """In float32; tables differ by near ties only."""
     preset = tmp_path / "vllm.yaml"
-    preset.write_text(PRESET.format(root=ROOT, llm=smollm2))
+    preset.write_text(PRESET.format(root=ROOT, llm=vllm_llm))
     environment = {
         **os.environ,
         "PYTHONPATH": ROOT,
@@ -44,13 +29,13 @@ def test_vllm_writes_what_transformers_writes(smollm2, corpus, tmp_path):
     }
     options = {
         "data_folder": corpus.data_root,
-        "llm": smollm2,
+        "llm": vllm_llm,
         "llm_dtype": "float32",
         "max_new_tokens": 24,
     }
     done = subprocess.run(
         [
-            PYTHON,
+            VLLM_PYTHON,
             os.path.join(ROOT, "recipes", "continuation", "generate.py"),
             str(preset),
             f"--data_folder={corpus.data_root}",

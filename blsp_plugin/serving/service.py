@@ -244,7 +244,10 @@ class Service:
         # Finding the slots takes many passes over the text: not of a book.
         if sum(map(len, texts)) > _LONGEST_TOKEN * self.room:
             raise self._no_room("the texts")
-        encoded = self.prompt.tokenizer(texts, add_special_tokens=False)
+        encoded = self.prompt.tokenizer(
+            texts or [""],  # a clip alone; tokenizers refuse an empty list
+            add_special_tokens=False,
+        )
         tokens = sum(map(len, encoded["input_ids"]))
         if tokens + speech >= self.room:
             raise self._no_room(f"{tokens + speech} tokens of speech and text")
