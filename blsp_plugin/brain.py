@@ -193,14 +193,16 @@ class AlignmentBrain(sb.Brain):
         Predictions
         """
         batch = batch.to(self.device)
-        tokens = batch.packed.speech_tokens
-        if batch.states is None:
-            speech = self.model.embed_speech(
-                batch.mel, batch.mel_lengths, tokens
-            )
-        else:
-            speech = self.model.adapt(batch.states, batch.state_lengths, tokens)
         training = stage == sb.Stage.TRAIN
+        # Tokens to give each clip, and what is hidden of it.
+        how = (
+            batch.packed.speech_tokens,
+            self.hparams.state_masks if training else (),
+        )
+        if batch.states is None:
+            speech = self.model.embed_speech(batch.mel, batch.mel_lengths, *how)
+        else:
+            speech = self.model.adapt(batch.states, batch.state_lengths, *how)
         if training and not self.response_losses:
             return Predictions(speech, None, None)
         states = self.model(batch.packed, speech)

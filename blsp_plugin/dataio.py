@@ -74,6 +74,7 @@ def training_data(hparams, brain):
             path,
             os.path.join(hparams["output_folder"], "arrow"),
             brain.noprogressbar,
+            hparams["behaviours"],
         )
         lengths = row_lengths(table, prompt, model.speech_tokens)
         join = training and hparams["join_rows"]

@@ -18,7 +18,7 @@ from blsp_plugin.lengths import encoder_frames, mel_frames
 from blsp_plugin.losses import TeacherStates
 from blsp_plugin.packing import Row, pack, predictors, scatter_speech
 from blsp_plugin.scoring import label_log_likelihoods
-from blsp_plugin.speech import by_length, embed_clips
+from blsp_plugin.speech import by_length, embed_clips, masked
 
 __all__ = ["BLSP", "ResponseStates"]
 
@@ -71,7 +71,7 @@ class BLSP(torch.nn.Module):
         """
         return self.adapter.output_lengths(encoder_frames(mel_frames(samples)))
 
-    def embed_speech(self, mel, mel_lengths, tokens=None):
+    def embed_speech(self, mel, mel_lengths, tokens=None, masks=()):
         """Clips' features -> speech embeddings; differentiable in the adapter.
 
         Arguments
@@ -83,14 +83,18 @@ class BLSP(torch.nn.Module):
         tokens : torch.Tensor, optional
             Shape (batch,), int64, speech tokens to give each clip, where the
             adapter does not take their number from the clip's length.
+        masks : sequence of callable
+            Each takes and gives states, shape (batch, frames, width), before
+            the adapter: what it shall learn to do without.
 
         Returns
         -------
         SpeechEmbeddings
         """
-        return embed_clips(self.encoder, self.adapter, mel, mel_lengths, tokens)
+        adapter = masked(self.adapter, masks)
+        return embed_clips(self.encoder, adapter, mel, mel_lengths, tokens)
 
-    def adapt(self, states, lengths, tokens=None):
+    def adapt(self, states, lengths, tokens=None, masks=()):
         """Encoder states -> speech embeddings; see `embed_speech`.
 
         Arguments
@@ -101,12 +105,14 @@ class BLSP(torch.nn.Module):
             Shape (batch,), int64, valid frames.
         tokens : torch.Tensor, optional
             Shape (batch,), int64.
+        masks : sequence of callable
+            As those of `embed_speech`.
 
         Returns
         -------
         SpeechEmbeddings
         """
-        return by_length(self.adapter, states, lengths, tokens)
+        return by_length(masked(self.adapter, masks), states, lengths, tokens)
 
     def embed_wavs(self, wavs):
         """Clips -> speech embeddings.

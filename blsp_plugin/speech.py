@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from blsp_plugin.lengths import similar_lengths
 
-__all__ = ["SpeechEmbeddings", "by_length", "embed_clips"]
+__all__ = ["SpeechEmbeddings", "by_length", "embed_clips", "masked"]
 
 
 class SpeechEmbeddings(NamedTuple):
@@ -127,3 +127,29 @@ def embed_clips(encoder, adapter, mel, mel_lengths, tokens=None):
         return adapter(*encoder(mel, mel_lengths), tokens)
 
     return by_length(embed, mel, mel_lengths, tokens)
+
+
+def masked(adapter, masks):
+    """An adapter before which parts of the states are hidden.
+
+    Arguments
+    ---------
+    adapter : callable
+        (states, lengths, tokens) -> what an adapter gives.
+    masks : sequence of callable
+        Each takes and gives states, shape (batch, frames, width).
+
+    Returns
+    -------
+    callable
+        As ``adapter``.
+    """
+    if not masks:
+        return adapter
+
+    def adapt(states, lengths, tokens):
+        for mask in masks:
+            states = mask(states)
+        return adapter(states, lengths, tokens)
+
+    return adapt

@@ -152,7 +152,7 @@ class SpeechBatch(NamedTuple):
         return self._replace(**moved)
 
 
-def open_continuations(path, cache_dir, quiet=False):
+def open_continuations(path, cache_dir, quiet=False, behaviours=None):
     """Open the Parquet file of stage 1, memory-mapped.
 
     The first time it is copied to an Arrow file (`arrow_twin`), about as
@@ -166,6 +166,8 @@ def open_continuations(path, cache_dir, quiet=False):
         Where its Arrow twin is kept.
     quiet : bool
         No progress bar while the twin is made.
+    behaviours : sequence of str, optional
+        Only these; all if not given.
 
     Returns
     -------
@@ -182,7 +184,7 @@ def open_continuations(path, cache_dir, quiet=False):
             f"{path}: no such file; write continuations first "
             "(recipes/continuation/generate.py)"
         )
-    twin = arrow_twin(path, cache_dir, COLUMNS, _OPTIONAL, quiet)
+    twin = arrow_twin(path, cache_dir, COLUMNS, _OPTIONAL, quiet, behaviours)
     try:
         return datasets.Dataset.from_file(twin)
     except (OSError, pyarrow.ArrowException) as error:

@@ -17,6 +17,7 @@ import os
 import filelock
 import numpy
 import pyarrow
+import pyarrow.compute
 import pyarrow.parquet
 from tqdm import tqdm
 
@@ -29,12 +30,15 @@ __all__ = ["FIRST_LIKE", "arrow_twin"]
 # say what all instructions are, and no text is read to count tokens.
 FIRST_LIKE = "first_like"
 _INSTRUCTION = "instruction"
+_BEHAVIOUR = "behaviour"
 _ROWS_READ = 10_000  # at once
 _ROWS_A_BATCH = 100_000  # of the twin: opening it reads something of each
 _VERSION = 1  # of what a twin holds; another one is another name
 
 
-def arrow_twin(path, cache_dir, schema, optional=(), quiet=False):
+def arrow_twin(
+    path, cache_dir, schema, optional=(), quiet=False, behaviours=None
+):
     """The twin of a Parquet file, made if there is none.
 
     Its name tells the Parquet's path, size and time of change, so another
@@ -54,6 +58,8 @@ def arrow_twin(path, cache_dir, schema, optional=(), quiet=False):
         Columns that may be missing, and may have nulls.
     quiet : bool
         No progress bar.
+    behaviours : sequence of str, optional
+        Only rows whose ``behaviour`` is one of these; all if not given.
 
     Returns
     -------
@@ -73,7 +79,8 @@ def arrow_twin(path, cache_dir, schema, optional=(), quiet=False):
     stem = os.path.join(
         cache_dir, f"{os.path.splitext(os.path.basename(path))[0]}.{place}"
     )
-    twin = f"{stem}.{_identity(path, schema, optional)}.arrow"
+    kept = (schema, optional, behaviours and sorted(behaviours))
+    twin = f"{stem}.{_identity(path, *kept)}.arrow"
     if os.path.exists(twin):
         return twin
     os.makedirs(cache_dir, exist_ok=True)
@@ -83,8 +90,8 @@ def arrow_twin(path, cache_dir, schema, optional=(), quiet=False):
             for old in glob.glob(f"{glob.escape(stem)}.*.arrow*"):
                 os.remove(old)
             with disk_errors(twin), atomic_write(twin, "wb") as stream:
-                _convert(path, stream, schema, optional, quiet)
-                if twin != f"{stem}.{_identity(path, schema, optional)}.arrow":
+                _convert(path, stream, *kept, quiet)
+                if twin != f"{stem}.{_identity(path, *kept)}.arrow":
                     raise BadInput(
                         f"{path}: changed while it was read; run the same "
                         "command again"
@@ -93,16 +100,18 @@ def arrow_twin(path, cache_dir, schema, optional=(), quiet=False):
     return twin
 
 
-def _identity(path, schema, optional):
+def _identity(path, schema, optional, behaviours):
     """Which file it is, and what is kept of it, in a few letters."""
     facts = os.stat(path)
     facts = (facts.st_size, facts.st_mtime_ns, str(schema), optional, _VERSION)
+    if behaviours:
+        facts += tuple(behaviours)
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
 
 
-def _convert(path, stream, schema, optional, quiet):
+def _convert(path, stream, schema, optional, behaviours, quiet):
     """Write the twin, some rows at a time."""
-    batches = _batches(path, schema, optional)
+    batches = _batches(path, schema, optional, behaviours)
     rows = next(batches)
     bar = tqdm(
         total=rows,
@@ -121,7 +130,7 @@ def _convert(path, stream, schema, optional, quiet):
     pyarrow.default_memory_pool().release_unused()
 
 
-def _batches(path, schema, optional):
+def _batches(path, schema, optional, behaviours):
     """The number of rows, then the rows, checked, in the types of the twin."""
     try:
         # Reading ahead would keep a whole row group.
@@ -145,7 +154,16 @@ def _batches(path, schema, optional):
             batches = parquet.iter_batches(
                 _ROWS_READ, columns=[field.name for field in fields]
             )
-            yield from _joined(_cast(path, batches, fields, optional))
+            batches = _cast(path, batches, fields, optional, behaviours)
+            batches = _joined(batches)
+            first = next(batches, None)
+            if first is None:
+                raise BadInput(
+                    f"{path}: has no rows of the behaviours "
+                    f"{', '.join(behaviours)}"
+                )
+            yield first
+            yield from batches
     except (OSError, pyarrow.ArrowException) as error:
         raise BadInput(
             f"{path}: not a readable Parquet file ({error}); delete it and "
@@ -153,10 +171,10 @@ def _batches(path, schema, optional):
         ) from error
 
 
-def _cast(path, batches, fields, optional):
+def _cast(path, batches, fields, optional, behaviours):
     """Batches of the Parquet -> batches of the twin."""
     schema = pyarrow.schema([*fields, (FIRST_LIKE, pyarrow.int32())])
-    start, first = 0, {}
+    start, kept, first = 0, 0, {}
     for batch in batches:
         columns = []
         for field in fields:
@@ -175,9 +193,23 @@ def _cast(path, batches, fields, optional):
                     f"of {field.type} ({error}); it must come from "
                     "recipes/continuation/generate.py"
                 ) from error
-        columns.append(_first_like(batch[_INSTRUCTION], start, first))
-        yield pyarrow.record_batch(columns, schema=schema)
         start += len(batch)
+        instructions = batch[_INSTRUCTION]
+        if behaviours:
+            place = schema.get_field_index(_BEHAVIOUR)
+            if place < 0:
+                raise BadInput(
+                    f"{path}: has no column {_BEHAVIOUR!r} to choose rows by"
+                )
+            wanted = pyarrow.compute.is_in(
+                columns[place], pyarrow.array(behaviours)
+            )
+            columns = [column.filter(wanted) for column in columns]
+            instructions = instructions.filter(wanted)
+        if len(instructions):
+            columns.append(_first_like(instructions, kept, first))
+            yield pyarrow.record_batch(columns, schema=schema)
+        kept += len(instructions)
 
 
 def _joined(batches):

@@ -30,7 +30,7 @@ from blsp_plugin.dataio import training_data
 from blsp_plugin.errors import one_line_errors
 from blsp_plugin.files import atomic_write, write_json
 from blsp_plugin.hparams import excerpt_hparams, load_hparams
-from blsp_plugin.package import save_adapter
+from blsp_plugin.package import load_adapter, save_adapter
 
 
 @one_line_errors
@@ -52,6 +52,8 @@ def main(argv):
         checkpointer=hparams["checkpointer"],
     )
     check_provenance(hparams["train_data"], brain.base)
+    if hparams["first_adapter"] is not None:  # a checkpoint replaces it
+        load_adapter(brain.model, hparams["prompt"], hparams["first_adapter"])
     data = training_data(hparams, brain)
 
     start_file = os.path.join(hparams["output_folder"], "start.json")
