@@ -22,6 +22,7 @@ import speechbrain as sb
 import torch
 from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
+from speechbrain.utils.seed import seed_everything
 
 from blsp_plugin.bad_rows import BadRows
 from blsp_plugin.checkpoints import (
@@ -132,6 +133,12 @@ class AlignmentBrain(sb.Brain):
                     f"{ckpt_prefix}{stage.name}", loader
                 )
         return loader
+
+    def on_fit_start(self):
+        """Begin with the seed; a checkpoint, if there is one, goes on."""
+        # What was drawn before depends on what the caches held already.
+        seed_everything(self.hparams.seed)
+        super().on_fit_start()
 
     def init_optimizers(self):
         """Optimise what learns, on a schedule over the whole training."""

@@ -6,6 +6,7 @@ Authors
 
 import os
 
+import torch
 from speechbrain.utils.logger import get_logger
 
 from blsp_plugin.caching import EncoderStates, TeacherTargets
@@ -124,6 +125,9 @@ def training_data(hparams, brain):
             "batch_sampler": sampler,
             "collate_fn": collate,
             "num_workers": hparams["num_workers"],
+            # Else a loader that is begun again draws from what masks draw
+            # from, and a run that goes on would not be the unbroken one.
+            "generator": torch.Generator(),
         }
         data[split] = dataset, options
     brain.probed = set(table[: hparams["probe_rows"]]["ID"])

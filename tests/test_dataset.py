@@ -347,3 +347,33 @@ def test_what_is_no_parquet(tmp_path):
     os.truncate(f"{cache}/{name}", 10)
     with pytest.raises(BadInput, match=f"{name}: not readable"):
         open_continuations(str(path), cache)
+
+
+def test_rows_of_some_behaviours(tmp_path):
+    """As a table of these alone; each choice has a twin of its own."""
+    kinds = ["continue", "repeat", "topic"]
+    column = pyarrow.array([kinds[n % 3] for n in range(30)])
+    path = write(tmp_path / "all.parquet", 30, behaviour=column)
+    whole = open_continuations(path, tmp_path / "a")
+    some = open_continuations(path, tmp_path / "b", behaviours=["topic"])
+    assert some["ID"] == whole["ID"][2::3]
+    assert open_continuations(path, tmp_path / "a")["ID"] == whole["ID"]
+    two = ["repeat", "continue"]
+    pair = open_continuations(path, tmp_path / "b", behaviours=two)
+    assert [kind != "topic" for kind in pair["behaviour"]] == [True] * 20
+    # Lengths look up the first row with the same instruction.
+    few = column.filter(pyarrow.compute.not_equal(column, "topic"))
+    rows = [n for n in range(30) if n % 3 != 2]
+    table = made_up(30).take(rows)
+    place = table.column_names.index("behaviour")
+    table = table.set_column(place, "behaviour", few)
+    pyarrow.parquet.write_table(table, tmp_path / "pair.parquet")
+    alone = open_continuations(tmp_path / "pair.parquet", tmp_path / "c")
+    assert pair.to_dict() == alone.to_dict()
+    lengths = row_lengths(pair, Words(), tokens)
+    assert numpy.array_equal(lengths, row_lengths(alone, Words(), tokens))
+    with pytest.raises(BadInput, match="has no rows of the behaviours sing"):
+        open_continuations(path, tmp_path / "d", behaviours=["sing"])
+    bare = write(tmp_path / "bare.parquet", 5, behaviour=None)
+    with pytest.raises(BadInput, match="no column 'behaviour' to choose"):
+        open_continuations(bare, tmp_path / "e", behaviours=["repeat"])

@@ -77,7 +77,7 @@ def test_outputs_of_a_run(finished):
     assert all(isinstance(v, int | float) for v in numbers.values())
 
 
-def resume(tiny, folder, ranks=1, losses=(), **options):
+def resume(tiny, folder, ranks=1, losses=(), more="", **options):
     """5 steps, kill -9 in step 8, and the rest; as a run without a break."""
     kill = ["!new:tests.training.KillingLoss\n        calls: 8", *losses]
     kept = ["!new:blsp_plugin.losses.ResponseCrossEntropy", *losses]
@@ -85,7 +85,7 @@ def resume(tiny, folder, ranks=1, losses=(), **options):
     for name, objects in (("killing", kill), ("kept", kept)):
         runs[name] = folder / f"{name}.yaml"
         lines = "".join(f"    - {item}\n" for item in objects)
-        runs[name].write_text(f"base: {tiny}\nlosses:\n{lines}")
+        runs[name].write_text(f"base: {tiny}\nlosses:\n{lines}{more}")
     output = str(folder / "killed")
     arguments = {"ckpt_interval_minutes": 0, "ranks": ranks, **options}
     killed = run_recipe(
@@ -116,7 +116,7 @@ def test_resume_is_exact(finished, tiny, tmp_path):
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_resume_is_exact_with_every_switch(tiny, tmp_path, ranks):
-    """Caches, KL and hidden states, CTC, gradient checkpointing, two ranks."""
+    """Caches, KL, hidden states, CTC, masks, checkpointing, two ranks."""
     options = {
         "encoder_cache": str(tmp_path / "cache"),
         "teacher_cache": str(tmp_path / "cache"),
@@ -130,7 +130,14 @@ def test_resume_is_exact_with_every_switch(tiny, tmp_path, ranks):
         "        embedding_size: !ref <llm_model.hidden_size>\n"
         "        weight: 0.1",
     ]
-    output, preset, arguments = resume(tiny, tmp_path, ranks, losses, **options)
+    more = (
+        "state_masks:\n"
+        "    - !new:speechbrain.augment.freq_domain.SpectrogramDrop\n"
+        "        drop_length_low: 2\n        drop_length_high: 5\n"
+    )
+    output, preset, arguments = resume(
+        tiny, tmp_path, ranks, losses, more, **options
+    )
     whole = str(tmp_path / "whole")
     run_recipe("blsp/train.py", preset, output_folder=whole, **arguments)
     assert metrics(output)["steps"] == metrics(whole)["steps"]
@@ -142,6 +149,31 @@ def test_resume_is_exact_with_every_switch(tiny, tmp_path, ranks):
         open(whole + "/probes.jsonl") as two,
     ):
         assert one.read() == two.read()
+
+
+def test_training_begins_with_an_adapter(finished, tiny, tmp_path):
+    """Its validation before the first step is that at the other's end."""
+    adapter = os.path.join(finished[0], "adapter")
+    output = str(tmp_path / "out")
+    run_recipe(
+        "blsp/train.py",
+        tiny,
+        output_folder=output,
+        first_adapter=adapter,
+        number_of_epochs=1,
+    )
+    ends, starts = metrics(finished[0]), metrics(output)
+    for name in ("loss", "kl", "agreement"):
+        assert starts[f"start.{name}"] == ends[f"end.{name}"]
+    refused = run_recipe(
+        "blsp/train.py",
+        tiny,
+        check=False,
+        output_folder=str(tmp_path / "none"),
+        first_adapter=str(tmp_path),
+    )
+    assert refused.returncode == 2
+    assert "adapter.json: no such file" in refused.stderr.splitlines()[-1]
 
 
 def test_checkpoint_is_small_and_refuses_other_base(finished, tiny, tmp_path):
