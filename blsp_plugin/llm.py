@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from blsp_plugin.decoding import Generation, decoded_text
+from blsp_plugin.embedding_table import EmbeddingTable
 from blsp_plugin.errors import BadInput
 from blsp_plugin.int8 import round_weights
 from blsp_plugin.prefix import PrefixCache, can_share_prefix
@@ -131,6 +132,7 @@ class FrozenLLM(torch.nn.Module):
         self.model.get_output_embeddings().register_forward_pre_hook(
             lambda module, inputs: (inputs[0].contiguous(), *inputs[1:])
         )
+        self.table = EmbeddingTable(self.embedding)
         config = self.model.config.get_text_config()
         self.hidden_size = config.hidden_size
         # Models that bend their logits say so in these fields (Gemma-2,

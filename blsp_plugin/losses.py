@@ -13,6 +13,7 @@ Authors
  * The blsp_plugin team 2026
 """
 
+import math
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -28,6 +29,7 @@ __all__ = [
     "ResponseKL",
     "TeacherStates",
     "TeacherTopK",
+    "TokenCTC",
     "response_loss",
 ]
 
@@ -363,6 +365,71 @@ class InputCTC(torch.nn.Module):
         return total
 
 
+class TokenCTC(torch.nn.Module):
+    """CTC of a `CTCAdapter`'s frames against the LLM's token embeddings.
+
+    The whole vocabulary competes; in training, the tokens that the batch does
+    not have are represented by a random few of them (importance sampling of
+    the normalisation, Bengio & Senecal 2003), which costs a tenth.
+
+    Arguments
+    ---------
+    weight : float
+        Factor in the total loss.
+    negatives : int
+        Tokens that represent the others; 0: none, all are computed.
+    """
+
+    name = "token_ctc"
+    on_input = True
+
+    def __init__(self, weight=1.0, negatives=4096):
+        super().__init__()
+        self.weight = weight
+        self.negatives = negatives
+
+    def forward(self, speech, transcripts, tokens, llm):
+        """Sum over the clips of a batch: see `InputCTC.forward`."""
+        vectors, blank = speech.more["vectors"], speech.more["blank"]
+        ids = torch.tensor(sum(transcripts, []), device=vectors.device)
+        present, targets = ids.unique(return_inverse=True)
+        logits = [
+            blank.unsqueeze(-1),
+            llm.table.logits(vectors, present),
+            self._others(vectors, present, llm.table).unsqueeze(-1),
+        ]
+        log_probs = torch.cat(logits, dim=-1).log_softmax(-1)
+        frames, counts = speech.more["frames"], list(map(len, transcripts))
+        return _ctc(log_probs, frames, targets + 1, counts, tokens)
+
+    def _others(self, vectors, present, table):
+        """Log of what the tokens that are not present add up to."""
+        vocabulary = len(table.unit)
+        if not self.training or not 0 < self.negatives < vocabulary:
+            return table.log_sum(vectors, present)
+        drawn = torch.randint(
+            vocabulary, (self.negatives,), device=vectors.device
+        )
+        drawn = drawn[~torch.isin(drawn, present)]
+        others = (vocabulary - len(present)) / max(1, len(drawn))
+        return table.logits(vectors, drawn).logsumexp(-1) + math.log(others)
+
+
+def _ctc(log_probs, frames, ids, counts, tokens):
+    """Clips' mean CTC losses, each times its response tokens, summed."""
+    counts = torch.tensor(counts, device=log_probs.device)
+    loss = functional.ctc_loss(
+        log_probs.transpose(0, 1),
+        ids.long(),
+        frames,
+        counts,
+        reduction="none",
+        zero_infinity=True,  # more tokens than frames: nothing to learn
+    )
+    # Clips without a target count nothing.
+    return (loss * (counts > 0) / counts.clamp(min=1) * tokens).sum()
+
+
 class CIFQuantity:
     """Distance of the tokens that CIF's weights ask for from the transcript's.
 
@@ -386,5 +453,5 @@ class CIFQuantity:
         counts = torch.tensor(
             [len(ids) for ids in transcripts], device=speech.embeds.device
         )
-        distance = (speech.fired - counts).abs() / counts
+        distance = (speech.more["fired"] - counts).abs() / counts
         return (distance * tokens).sum()

@@ -4,6 +4,8 @@ Authors
  * The blsp_plugin team 2026
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -23,14 +25,13 @@ class SpeechEmbeddings(NamedTuple):
         Shape (batch, longest, hidden_size), zero in padding.
     lengths : torch.Tensor
         Shape (batch,), int64, speech tokens of each clip.
-    fired : torch.Tensor, optional
-        Shape (batch,), tokens that the weights ask for, differentiable; None
-        if the length follows from the samples.
+    more : dict of torch.Tensor
+        What losses on the input ask for; see `blsp_plugin.adapters`.
     """
 
     embeds: torch.Tensor
     lengths: torch.Tensor
-    fired: torch.Tensor = None
+    more: Mapping = MappingProxyType({})
 
     def rows(self, places):
         """Some of the clips, without the padding that the others needed.
@@ -46,8 +47,8 @@ class SpeechEmbeddings(NamedTuple):
         """
         lengths = self.lengths[places]
         embeds = self.embeds[places, : int(lengths.max())]
-        fired = None if self.fired is None else self.fired[places]
-        return SpeechEmbeddings(embeds, lengths, fired)
+        more = {name: value[places] for name, value in self.more.items()}
+        return SpeechEmbeddings(embeds, lengths, more)
 
 
 def by_length(embed, frames, lengths, tokens):
@@ -59,8 +60,8 @@ def by_length(embed, frames, lengths, tokens):
     ---------
     embed : callable
         (frames, lengths, tokens) of some clips -> embeddings, their lengths,
-        and tokens asked for or None; what a clip becomes must not depend on
-        the others.
+        and a dict of more tensors; what a clip becomes must not depend on the
+        others.
     frames : torch.Tensor
         Shape (batch, longest, width).
     lengths : torch.Tensor
@@ -84,14 +85,20 @@ def by_length(embed, frames, lengths, tokens):
                 None if tokens is None else tokens[group],
             )
         )
-    embeds, lengths, fired = zip(*parts, strict=True)
+    embeds, lengths, more = zip(*parts, strict=True)
     # Where each clip of the batch has come to lie.
     places = torch.cat(groups).argsort().to(lengths[0].device)
-    embeds = [clip for part in embeds for clip in part]
+
+    def together(parts):
+        if parts[0].dim() == 1:
+            return torch.cat(parts)[places]
+        clips = [clip for part in parts for clip in part]
+        return pad_sequence(clips, batch_first=True)[places]
+
     return SpeechEmbeddings(
-        pad_sequence(embeds, batch_first=True)[places],
-        torch.cat(lengths)[places],
-        None if fired[0] is None else torch.cat(fired)[places],
+        together(embeds),
+        together(lengths),
+        {name: together([part[name] for part in more]) for name in more[0]},
     )
 
 

@@ -2,20 +2,25 @@
 
 import pytest
 import torch
+from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from blsp_plugin.adapters import (
     CFormerAdapter,
     ConcatMLPAdapter,
     ConvAdapter,
-    integrate_and_fire,
+    CTCAdapter,
 )
+from blsp_plugin.adapters.cformer import integrate_and_fire
+from blsp_plugin.embedding_table import EmbeddingTable
 from blsp_plugin.lengths import encoder_frames, mel_frames
 from blsp_plugin.losses import (
     CIFQuantity,
     ResponseCrossEntropy,
+    TokenCTC,
     response_loss,
 )
+from blsp_plugin.model import BLSP
 from blsp_plugin.speech import SpeechEmbeddings
 from tests.conftest import make_wavs
 from tests.test_model import INSTRUCTION, SECONDS, TEXTS, batch, speech_rows
@@ -28,13 +33,24 @@ KINDS = {
     "mlp-8": (ConcatMLPAdapter, {"hidden_size": 24, "stride": 8}),
     "mlp-16": (ConcatMLPAdapter, {"hidden_size": 24, "stride": 16}),
     "cformer": (CFormerAdapter, {"layers": (1, 1), "heads": 4}),
+    "ctc": (CTCAdapter, {"layers": 2, "dropout": 0.0}),
+}
+# What trains them beside the response.
+INPUT_LOSSES = {
+    "cformer": [CIFQuantity()],
+    "ctc": [TokenCTC(negatives=0)],
 }
 
 
 def make(kind, width=32, **options):
     torch.manual_seed(0)
     adapter, settings = KINDS[kind]
-    return adapter(32, width, **settings, **options)
+    if adapter is CTCAdapter:  # its scale is the LLM's own
+        options.pop("gain", None)
+    adapter = adapter(32, width, **settings, **options)
+    if isinstance(adapter, CTCAdapter):
+        adapter.bind(EmbeddingTable(torch.nn.Embedding(50, width)))
+    return adapter
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -50,24 +66,28 @@ def test_a_clip_does_not_depend_on_its_batch(kind, training):
         with torch.no_grad():
             alone.append(adapter(clip[None], torch.tensor([len(clip)]), own))
     states = pad_sequence(clips, batch_first=True)
-    states = torch.nn.functional.pad(states, (0, 0, 0, 7), value=5.0)
+    states = functional.pad(states, (0, 0, 0, 7), value=5.0)
     for i, length in enumerate(lengths):
         states[i, length:] = 1e3  # garbage
     for order in ([0, 1, 2, 3], [3, 1, 0, 2]):
         many = None if tokens is None else tokens[order]
         with torch.no_grad():
-            speech, counts, fired = adapter(
+            speech, counts, more = adapter(
                 states[order], torch.tensor(lengths)[order], many
             )
         for place, i in enumerate(order):
-            one, [count], alone_fired = alone[i]
+            one, [count], alone_more = alone[i]
             assert counts[place] == count == len(one[0])
             if tokens is None:
                 assert count == adapter.output_lengths(lengths[i])
-                assert fired is None
             else:
                 assert count == tokens[i]
-                assert abs(fired[place] - alone_fired[0]) < 1e-5
+            assert more.keys() == alone_more.keys()
+            for name, value in alone_more.items():
+                value, own = value[0], more[name][place]
+                if value.dim():  # the rest is padding
+                    own = own[: len(value)]
+                assert (own - value).abs().max() < 1e-4, name
             assert (speech[place, :count] - one[0]).abs().max() < 1e-5
             assert not speech[place, count:].any()
 
@@ -75,7 +95,8 @@ def test_a_clip_does_not_depend_on_its_batch(kind, training):
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_adapter_trains(kind, model, prompt):
     """Cross-entropy through the frozen LLM falls; all weights learn."""
-    model.adapter = adapter = make(kind, gain=model.llm.embedding_rms)
+    adapter = make(kind, gain=model.llm.embedding_rms)
+    model = BLSP(model.encoder, adapter, model.llm)
     wavs = make_wavs(SECONDS)
     rows = speech_rows(model, prompt, wavs)
     slots = [prompt.slot_ids(INSTRUCTION, text) for text in TEXTS]
@@ -87,20 +108,23 @@ def test_each_adapter_trains(kind, model, prompt):
     mel, lengths, packed = batch(model, wavs, rows, share_prefix=True)
     tokens, counts = packed.slot_mask.sum(1), packed.response_tokens
     optimizer = torch.optim.Adam(adapter.parameters(), lr=3e-3)
-    values = []
+    values, totals = [], []
     for _ in range(40):
         speech = model.embed_speech(mel, lengths, tokens)
         states = model(packed, speech)
         loss = response_loss([ResponseCrossEntropy()], states, None, model.llm)
         values.append(loss.item() / len(states.targets))
-        if adapter.counts_transcript:
-            loss = loss + CIFQuantity()(speech, slots, counts, model.llm)
+        for other in INPUT_LOSSES.get(kind, ()):
+            loss = loss + other(speech, slots, counts, model.llm)
+        totals.append(loss.item() / len(states.targets))
         optimizer.zero_grad()
         loss.backward()
         for name, param in adapter.named_parameters():
             assert param.grad is not None and param.grad.any(), name
         optimizer.step()
-    assert values[-1] < 0.7 * values[0]
+    # What comes from embeddings of tokens cannot say anything else.
+    assert values[-1] < (1.0 if kind == "ctc" else 0.7) * values[0]
+    assert totals[-1] < 0.7 * totals[0]
     with torch.autocast("cpu", torch.bfloat16):
         again = model.embed_speech(mel, lengths, tokens)
     assert torch.isfinite(again.embeds).all()
@@ -130,14 +154,81 @@ def test_free_firing_does_not_depend_on_the_batch():
     for i, length in enumerate(lengths):
         states[i, :length] = torch.randn(length, 32)
     with torch.no_grad():
-        speech, counts, fired = adapter(states, lengths)
+        speech, counts, more = adapter(states, lengths)
         for i, length in enumerate(lengths):
-            one, [count], [asked] = adapter(
+            one, [count], alone = adapter(
                 states[i : i + 1, :length], lengths[i : i + 1]
             )
+            [asked] = alone["fired"]
             assert count == counts[i] == asked.round().clamp(min=1)
-            assert abs(asked - fired[i]) < 1e-5
+            assert abs(asked - more["fired"][i]) < 1e-5
             assert (speech[i, :count] - one[0]).abs().max() < 1e-4
+
+
+def ctc_adapter(vectors, blank, frames):
+    """One that heard this: rows of ids (0: between all) and blank logits."""
+    adapter = make("ctc", width=16).eval()
+    table = torch.nn.Embedding(50, 16)
+    adapter.bind(EmbeddingTable(table))
+    unit = functional.normalize(table.weight.detach(), dim=-1)
+    vectors = 40.0 * unit[torch.tensor(vectors)]
+    blank, frames = torch.tensor(blank), torch.tensor(frames)
+    adapter._listen = lambda *_: (vectors, blank, frames)
+    return adapter, table.weight
+
+
+def test_ctc_keeps_what_is_not_blank_and_not_said_before():
+    low, high = 0.0, 90.0
+    adapter, table = ctc_adapter(
+        [[7, 7, 3, 3, 3, 9], [5, 6, 5, 5, 1, 1], [4, 4, 4, 4, 4, 4]],
+        [
+            [low, low, low, high, low, high],  # 7 3 3
+            [high, low, low, low, low, low],  # 6 5, then padding
+            [high] * 6,  # nothing: the likeliest
+        ],
+        [6, 4, 6],
+    )
+    speech, lengths, _ = adapter(None, None)
+    assert lengths.tolist() == [3, 2, 1]
+    for row, ids in enumerate(([7, 3, 3], [6, 5], [4])):
+        assert torch.allclose(speech[row, : len(ids)], table[ids], atol=1e-3)
+        assert not speech[row, len(ids) :].any()
+
+
+def test_ctc_gives_as_many_tokens_as_are_asked_for():
+    adapter, table = ctc_adapter(
+        [[7, 7, 3, 2], [5, 6, 8, 8]],
+        [[1.0, 2.0, 50.0, 45.0], [3.0, 70.0, 2.0, 1.0]],
+        [4, 4],
+    )
+    # The second 7 is the first again; then the least of the blanks.
+    for number, ids in ((1, [7]), (2, [7, 2]), (3, [7, 3, 2])):
+        speech, lengths, _ = adapter(None, None, torch.tensor([number, 1]))
+        assert lengths.tolist() == [number, 1]
+        assert torch.allclose(speech[0, :number], table[ids], atol=1e-3)
+        assert torch.allclose(speech[1, 0], table[8], atol=1e-3)
+    speech, lengths, _ = adapter(None, None, torch.tensor([8, 1]))
+    assert lengths.tolist() == [8, 1]
+    expected = table[[7, 7, 7, 7, 3, 3, 2, 2]]
+    assert torch.allclose(speech[0], expected, atol=1e-3)
+
+
+def test_ctc_speech_is_a_mean_that_the_gradient_passes():
+    """Between two tokens: the shares are those of the softmax."""
+    adapter, table = ctc_adapter([[7]], [[0.0]], [1])
+    unit = functional.normalize(table.detach(), dim=-1)
+    vector = (unit[7] + unit[9]).mul(3.0).requires_grad_()
+    adapter._listen = lambda *_: (
+        vector[None, None],
+        torch.zeros(1, 1),
+        torch.tensor([1]),
+    )
+    adapter.nearest = 50
+    speech, _, _ = adapter(None, None)
+    expected = (unit @ vector).softmax(0) @ table
+    assert torch.allclose(speech[0, 0], expected, atol=1e-5)
+    speech.sum().backward()
+    assert vector.grad.abs().sum() > 0
 
 
 def test_cformer_evaluates_as_it_trains(monkeypatch):

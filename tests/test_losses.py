@@ -12,6 +12,7 @@ from blsp_plugin.losses import (
     ResponseKL,
     TeacherStates,
     TeacherTopK,
+    TokenCTC,
     response_loss,
 )
 from blsp_plugin.packing import pack
@@ -196,9 +197,47 @@ def test_ctc_matches_naive_and_lets_clips_be(model, prompt):
     assert loss.blank.grad.abs().sum() > 0 and loss.log_scale.grad != 0
 
 
+def test_token_ctc_matches_naive(model):
+    """On the whole vocabulary; a sample of it comes near."""
+    torch.manual_seed(0)
+    llm = model.llm
+    transcripts = [[7, 8, 9], [20, 20], [5] * 30]
+    frames, tokens = torch.tensor([9, 6, 4]), torch.tensor([4, 2, 7])
+    vectors = torch.randn(3, 9, llm.hidden_size, requires_grad=True)
+    blank = torch.randn(3, 9, requires_grad=True)
+    more = {"vectors": vectors, "blank": blank, "frames": frames}
+    speech = SpeechEmbeddings(torch.zeros(3, 1, 8), frames, more)
+    loss = TokenCTC(negatives=0)
+    total = loss(speech, transcripts, tokens, llm)
+    table = functional.normalize(llm.embedding.weight.float(), dim=-1)
+    logits = torch.cat([blank.unsqueeze(-1), vectors @ table.T], dim=-1)
+    naive = functional.ctc_loss(
+        logits.log_softmax(-1).transpose(0, 1),
+        torch.tensor(sum(transcripts, [])) + 1,
+        frames,
+        torch.tensor([3, 2, 30]),
+        reduction="none",
+        zero_infinity=True,
+    )
+    naive = (naive / torch.tensor([3, 2, 30]) * tokens).sum()
+    assert abs(total - naive) < 1e-4 * naive
+    ours = torch.autograd.grad(total, [vectors, blank])
+    theirs = torch.autograd.grad(naive, [vectors, blank])
+    for one, other in zip(ours, theirs, strict=True):
+        assert torch.allclose(one, other, atol=1e-4)
+    sampled = TokenCTC(negatives=len(table) // 4)
+    values = [sampled(speech, transcripts, tokens, llm) for _ in range(20)]
+    assert abs(sum(values) / 20 - naive) < 0.02 * naive
+    with torch.no_grad():
+        exact = sampled.eval()(speech, transcripts, tokens, llm)
+    assert abs(exact - naive) < 1e-4 * naive
+
+
 def test_quantity_of_cif():
     fired = torch.tensor([3.0, 5.0], requires_grad=True)
-    speech = SpeechEmbeddings(torch.zeros(2, 4, 8), torch.tensor([4, 4]), fired)
+    speech = SpeechEmbeddings(
+        torch.zeros(2, 4, 8), torch.tensor([4, 4]), {"fired": fired}
+    )
     loss = CIFQuantity()(speech, [[1] * 4, [1] * 4], torch.tensor([2, 8]), None)
     assert loss.item() == pytest.approx(1 / 4 * 2 + 1 / 4 * 8)
     loss.backward()

@@ -19,6 +19,7 @@ from transformers import (
 from transformers.models.whisper import modeling_whisper
 
 from blsp_plugin import adapters
+from blsp_plugin.embedding_table import EmbeddingTable
 from blsp_plugin.encoder import RaggedEncoder
 from blsp_plugin.huggingface.configuration import BLSPConfig, build_adapter
 from blsp_plugin.packing import scatter_speech
@@ -57,8 +58,13 @@ class BLSPForConditionalGeneration(PreTrainedModel, GenerationMixin):
         encoder = modeling_whisper.WhisperEncoder(config.audio_config)
         self.encoder = RaggedEncoder(encoder, config.pad_to_30s)
         self.adapter = build_adapter(config.adapter, config.adapter_arguments)
+        self._bind()
         self._keep_in_fp32_modules_strict = config.keep_in_float32
         self.post_init()
+
+    def _bind(self):
+        if hasattr(self.adapter, "bind"):
+            self.adapter.bind(EmbeddingTable(self.get_input_embeddings()))
 
     def get_input_embeddings(self):
         """The LLM's token embeddings."""
@@ -67,6 +73,7 @@ class BLSPForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def set_input_embeddings(self, value):
         """Replace the LLM's token embeddings."""
         self.language_model.set_input_embeddings(value)
+        self._bind()
 
     def get_output_embeddings(self):
         """The LLM's head."""
