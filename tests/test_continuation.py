@@ -682,6 +682,21 @@ def test_recasing_pass_gives_the_texts(recipe, preset, llm, tmp_path):
         recipe(options(str(path), corpus, tmp_path / "out", max_rejected=0.1))
 
 
+def test_transcripts_as_responses(recipe, preset, corpus, tmp_path):
+    """Every clip is answered with its own words, which end."""
+    path = tmp_path / "transcripts.yaml"
+    with open(f"{ROOT}/hparams/starter/transcripts.yaml") as stream:
+        lines = stream.read().split("corpus_options")[1].split("\n", 1)[1]
+    path.write_text(f"base: {preset}\n{lines}")
+    recipe(options(str(path), corpus, tmp_path / "out"))
+    table = tables(tmp_path / "out")["train"].to_pylist()
+    with open(corpus.train_csv, encoding="utf-8") as stream:
+        assert len(table) == len(stream.readlines()) - 1
+    for row in table:
+        assert row["response"] == row["text"] and row["ended"]
+        assert row["response_ids"]
+
+
 def test_cut_rows_have_no_eos(recipe, preset, corpus, tmp_path, model, prompt):
     """From the LLM to the labels: EOS is a target where the LLM ended."""
     recipe(options(preset, corpus, tmp_path))

@@ -15,9 +15,10 @@ Authors
 
 import json
 import os
-import subprocess
 import sys
 import time
+
+from blsp_plugin.stages import run_recipe
 
 FOLDER = "results/demo"
 STAGES = {
@@ -38,16 +39,10 @@ Training the adapter ({seconds:.0f} s of audio a second, {steps:.0f} steps)
 
 def main(options):
     """Run the stages and show the results; options go to every recipe."""
-    # Spinning threads make torch crawl where something else uses a core.
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     started = time.monotonic()
     metrics = {}
     for name, script in STAGES.items():
-        preset = f"hparams/demo/{PRESETS[name]}.yaml"
-        sys.stderr.write(f"\n== {script} {preset}\n")
-        done = subprocess.run([sys.executable, script, preset, *options])
-        if done.returncode:
-            return done.returncode
+        run_recipe(script, f"hparams/demo/{PRESETS[name]}.yaml", options)
         path = os.path.join(FOLDER, name, "metrics.json")
         with open(path, encoding="utf-8") as stream:
             numbers = json.load(stream)
@@ -56,7 +51,6 @@ def main(options):
     with open(f"{FOLDER}/metrics.json", "w", encoding="utf-8") as stream:
         json.dump(metrics, stream, indent=2)
     show(metrics)
-    return 0
 
 
 def show(metrics):
@@ -84,4 +78,4 @@ def show(metrics):
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(sys.argv[1:])

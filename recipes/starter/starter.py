@@ -1,0 +1,94 @@
+#!/usr/bin/env python3
+"""The starter adapter, from recordings to `pretrained/starter`.
+
+Brings the corpora together, speaks sentences for words that they lack, and
+runs both stages: a warm start by CTC, then the LLM's behaviours.
+
+To run this recipe:
+> python recipes/starter/starter.py --data_folder /data/speech
+
+Without a data folder it trains on the starter corpus. A second run goes on
+where the first was stopped.
+
+Authors
+ * The blsp_plugin team 2026
+"""
+
+import argparse
+import os
+
+from blsp_plugin.data.corpora import prepare_corpus
+from blsp_plugin.data.manifest import read_manifest
+from blsp_plugin.data.speech_folder import NEEDED, find_tables
+from blsp_plugin.errors import BadInput, one_line_errors
+from blsp_plugin.files import atomic_write
+from blsp_plugin.stages import run_recipe
+
+SPEECH = "results/starter/speech"
+STAGES = {
+    "speak": "recipes/synthesis/speak.py",
+    "transcripts": "recipes/continuation/generate.py",
+    "warm": "recipes/blsp/train.py",
+    "generate": "recipes/continuation/generate.py",
+    "train": "recipes/blsp/train.py",
+}
+
+
+def bring_together(data_folder):
+    """Link a speech folder's corpora, or list the starter corpus' clips."""
+    os.makedirs(SPEECH, exist_ok=True)
+    if data_folder is None:
+        list_starter_corpus(os.path.join(SPEECH, "starter"))
+        return
+    tables = find_tables(data_folder)
+    if not tables:
+        raise BadInput(
+            f"{data_folder}: holds no manifest.tsv, nor does a folder in it; "
+            "see docs/data.md"
+        )
+    for corpus, table in tables.items():
+        link = os.path.join(SPEECH, corpus)
+        if not os.path.lexists(link):
+            os.symlink(table.parent, link)
+
+
+def list_starter_corpus(folder):
+    """The starter corpus' clips as a speech folder's table."""
+    files = prepare_corpus()
+    lines = ["\t".join(NEEDED)]
+    for split in ("train", "valid", "test"):
+        manifest = getattr(files, f"{split}_csv")
+        for row in read_manifest(manifest, data_root=files.data_root).rows:
+            fields = {
+                **{"speaker": "", "lang": "en", "split": split},
+                **{"id": row["id"], "text": row["text"]},
+                **{"wav": os.path.abspath(row["wav"])},
+                **{"duration_s": f"{row['duration']:.3f}"},
+            }
+            lines.append("\t".join(fields[name] for name in NEEDED))
+    with atomic_write(os.path.join(folder, "manifest.tsv")) as stream:
+        stream.write("\n".join(lines) + "\n")
+
+
+@one_line_errors
+def main(arguments=None):
+    """Run the stages."""
+    parser = argparse.ArgumentParser(
+        description="Train the starter adapter.",
+        epilog="Other options are given to the recipes of both stages.",
+    )
+    parser.add_argument(
+        "--data_folder", help="speech folder with corpora (docs/data.md)"
+    )
+    parser.add_argument(
+        "--sentences", default="10000", help="spoken by a machine"
+    )
+    args, options = parser.parse_known_args(arguments)
+    bring_together(args.data_folder)
+    for name, script in STAGES.items():
+        own = ["--number", args.sentences] if name == "speak" else options
+        run_recipe(script, f"hparams/starter/{name}.yaml", own)
+
+
+if __name__ == "__main__":
+    main()
