@@ -20,11 +20,13 @@ import os
 from blsp_plugin.data.corpora import prepare_corpus
 from blsp_plugin.data.manifest import read_manifest
 from blsp_plugin.data.speech_folder import NEEDED, find_tables
+from blsp_plugin.data.tsv import read_tsv
 from blsp_plugin.errors import BadInput, one_line_errors
 from blsp_plugin.files import atomic_write
 from blsp_plugin.stages import run_recipe
 
-SPEECH = "results/starter/speech"
+RECORDED = "results/starter/recorded"  # people, for both stages
+SPEECH = "results/starter/speech"  # and a machine, for the warm start
 STAGES = {
     "speak": "recipes/synthesis/speak.py",
     "transcripts": "recipes/continuation/generate.py",
@@ -35,11 +37,10 @@ STAGES = {
 
 
 def bring_together(data_folder):
-    """Link a speech folder's corpora, or list the starter corpus' clips."""
-    os.makedirs(SPEECH, exist_ok=True)
+    """Link what has English transcripts, or list the starter corpus' clips."""
     if data_folder is None:
-        list_starter_corpus(os.path.join(SPEECH, "starter"))
-        return
+        list_starter_corpus(os.path.join(RECORDED, "starter"))
+        data_folder = RECORDED
     tables = find_tables(data_folder)
     if not tables:
         raise BadInput(
@@ -47,9 +48,13 @@ def bring_together(data_folder):
             "see docs/data.md"
         )
     for corpus, table in tables.items():
-        link = os.path.join(SPEECH, corpus)
-        if not os.path.lexists(link):
-            os.symlink(table.parent, link)
+        rows = (row for _, row, reason in read_tsv(table, NEEDED) if not reason)
+        said = any(row["text"] and row["lang"] == "en" for row in rows)
+        for folder in (RECORDED, SPEECH):
+            link = os.path.join(folder, corpus)
+            if said and not os.path.lexists(link):
+                os.makedirs(folder, exist_ok=True)
+                os.symlink(table.parent, link)
 
 
 def list_starter_corpus(folder):
@@ -75,7 +80,7 @@ def main(arguments=None):
     """Run the stages."""
     parser = argparse.ArgumentParser(
         description="Train the starter adapter.",
-        epilog="Other options are given to the recipes of both stages.",
+        epilog="Other options are given to recipes/blsp/train.py.",
     )
     parser.add_argument(
         "--data_folder", help="speech folder with corpora (docs/data.md)"
@@ -83,11 +88,17 @@ def main(arguments=None):
     parser.add_argument(
         "--sentences", default="10000", help="spoken by a machine"
     )
-    args, options = parser.parse_known_args(arguments)
+    parser.add_argument("--device", default="cpu", help="such as cuda:0")
+    args, training = parser.parse_known_args(arguments)
     bring_together(args.data_folder)
+    device = ["--device", args.device]
     for name, script in STAGES.items():
-        own = ["--number", args.sentences] if name == "speak" else options
-        run_recipe(script, f"hparams/starter/{name}.yaml", own)
+        options = {
+            "speak": ["--number", args.sentences],
+            "warm": [*device, *training],
+            "train": [*device, *training],
+        }.get(name, device)
+        run_recipe(script, f"hparams/starter/{name}.yaml", options)
 
 
 if __name__ == "__main__":
