@@ -303,7 +303,6 @@ class InputCTC(torch.nn.Module):
         self.weight = weight
         self.blank = torch.nn.Parameter(torch.randn(embedding_size))
         self.log_scale = torch.nn.Parameter(torch.tensor(float(scale)).log())
-        self._norms = None
 
     def forward(self, speech, transcripts, tokens, llm):
         """Sum over the clips of a batch.
@@ -326,18 +325,13 @@ class InputCTC(torch.nn.Module):
             Scalar, float32, unweighted. Clips with fewer embeddings than
             their transcript has tokens count 0.
         """
-        weight = llm.embedding.weight
-        if self._norms is None or self._norms.device != weight.device:
-            norms = [part.float().norm(dim=-1) for part in weight.split(8192)]
-            # Some tables have rows of zeros.
-            self._norms = torch.cat(norms).clamp(min=1e-6)
 
         def clip_loss(embeds, ids):
             embeds = functional.normalize(embeds.float(), dim=-1)
             blank = embeds @ functional.normalize(self.blank, dim=0)
-            words = (embeds.to(weight.dtype) @ weight.T).float() / self._norms
-            logits = torch.cat([blank[:, None], words], dim=-1)
-            log_probs = (self.log_scale.exp() * logits).log_softmax(-1)
+            logits = [blank[:, None], llm.table.logits(embeds)]
+            logits = self.log_scale.exp() * torch.cat(logits, dim=-1)
+            log_probs = logits.log_softmax(-1)
             return functional.ctc_loss(
                 log_probs,
                 ids + 1,
@@ -347,7 +341,7 @@ class InputCTC(torch.nn.Module):
             )
 
         total = speech.embeds.sum() * 0.0  # has a gradient, in any case
-        with torch.autocast(weight.device.type, enabled=False):
+        with torch.autocast(total.device.type, enabled=False):
             for embeds, length, ids, count in zip(
                 speech.embeds, speech.lengths, transcripts, tokens, strict=True
             ):
@@ -357,7 +351,7 @@ class InputCTC(torch.nn.Module):
                     continue
                 # A clip's logits are computed again in the backward pass:
                 # together they would be a (batch, time, vocabulary) tensor.
-                ids = torch.tensor(ids, device=weight.device)
+                ids = torch.tensor(ids, device=embeds.device)
                 loss = checkpoint(
                     clip_loss, embeds[:length], ids, use_reentrant=False
                 )

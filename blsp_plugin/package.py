@@ -259,7 +259,7 @@ def open_package(
     if facts.get("lora"):
         _add_lora(model, facts["lora"], path)
     load_adapter(model, prompt, folder)
-    return model, prompt
+    return model.eval(), prompt
 
 
 def check_package(folder):

@@ -16,7 +16,12 @@ import yaml as pyyaml
 from safetensors.torch import save_file
 from speechbrain.nnet.adapters import AdaptedModel, LoRA
 
-from blsp_plugin.adapters import CFormerAdapter, ConcatMLPAdapter, ConvAdapter
+from blsp_plugin.adapters import (
+    CFormerAdapter,
+    ConcatMLPAdapter,
+    ConvAdapter,
+    CTCAdapter,
+)
 from blsp_plugin.encoder import WhisperEncoder
 from blsp_plugin.errors import BadInput
 from blsp_plugin.export import export_adapter, export_transformers, push
@@ -35,6 +40,7 @@ KINDS = {
     "conv": lambda a, b: ConvAdapter(a, b, bottleneck=16, layers=2),
     "mlp": lambda a, b: ConcatMLPAdapter(a, b, hidden_size=24, stride=6),
     "cif": lambda a, b: CFormerAdapter(a, b, layers=(1, 1), heads=4),
+    "ctc": lambda a, b: CTCAdapter(a, b, layers=1),
 }
 PLAIN = "Speech: {speech}\n{instruction}\nAnswer:"
 
@@ -87,6 +93,7 @@ def adapter_folder(tmp_path, whisper_folder, llm_folder):
         {},
         {"kind": "mlp"},
         {"kind": "cif"},
+        {"kind": "ctc"},
         {"lora": ["llm"]},
         {"lora": ["llm", "encoder"], "kind": "cif"},
         {"pad_to_30s": True},

@@ -18,7 +18,12 @@ from transformers import (
 )
 
 from blsp_plugin import starter
-from blsp_plugin.adapters import CFormerAdapter, ConcatMLPAdapter, ConvAdapter
+from blsp_plugin.adapters import (
+    CFormerAdapter,
+    ConcatMLPAdapter,
+    ConvAdapter,
+    CTCAdapter,
+)
 from blsp_plugin.encoder import WhisperEncoder
 from blsp_plugin.errors import BadInput
 from blsp_plugin.huggingface import (
@@ -41,6 +46,7 @@ ADAPTERS = {
     "conv": (ConvAdapter, {"bottleneck": 16}),
     "mlp": (ConcatMLPAdapter, {"hidden_size": 24, "stride": 6}),
     "cformer": (CFormerAdapter, {"layers": (1, 1), "heads": 4}),
+    "ctc": (CTCAdapter, {"layers": 1}),
 }
 LLMS = ["llm_folder", "sentencepiece_folder"]
 
@@ -48,16 +54,13 @@ LLMS = ["llm_folder", "sentencepiece_folder"]
 def build(encoder, llm, adapter="conv"):
     """A model with an adapter that answers otherwise to each clip."""
     torch.manual_seed(0)
-    adapter, arguments = ADAPTERS[adapter]
-    adapter = adapter(
-        encoder.output_size,
-        llm.hidden_size,
-        gain=llm.embedding_rms,
-        **arguments,
-    )
-    if adapter.counts_transcript:  # its weights start alike for all frames
+    kind, arguments = ADAPTERS[adapter]
+    if kind is not CTCAdapter:  # whose scale is the LLM's own
+        arguments = {"gain": llm.embedding_rms, **arguments}
+    adapter = kind(encoder.output_size, llm.hidden_size, **arguments)
+    if kind is CFormerAdapter:  # its weights start alike for all frames
         torch.nn.init.normal_(adapter.weight.weight, std=0.3)
-    return BLSP(encoder, adapter, llm)
+    return BLSP(encoder, adapter, llm).eval()
 
 
 def reload(folder):
