@@ -10,6 +10,8 @@ import shutil
 
 import soundfile
 
+from blsp_plugin.data.manifest import read_manifest
+from blsp_plugin.data.speech_folder import NEEDED
 from blsp_plugin.starter import PARTS
 from tests.tiny import tiny_corpus, tiny_llm, tiny_whisper
 from tests.training import ROOT
@@ -72,6 +74,31 @@ def tiny_librispeech(corpus, folder):
             lines.append(f"{clip} GO DO YOU HEAR NUMBER {source.upper()} {i}")
         text = "\n".join(lines) + "\n"
         (chapter / "84-121123.trans.txt").write_text(text)
+    return folder
+
+
+def tiny_speech_folder(corpus, folder):
+    """A speech folder of one corpus; see `blsp_plugin.data.speech_folder`.
+
+    Arguments
+    ---------
+    corpus : SimpleNamespace
+        From `tiny_corpus`: whose clips they are.
+    folder : pathlib.Path
+        Gets ``tiny/manifest.tsv``.
+
+    Returns
+    -------
+    pathlib.Path
+    """
+    lines = ["\t".join(NEEDED)]
+    for split in ("train", "valid", "test"):
+        manifest = getattr(corpus, f"{split}_csv")
+        for row in read_manifest(manifest, data_root=corpus.data_root).rows:
+            facts = (row["id"], row["wav"], str(row["duration"]), "she", "en")
+            lines.append("\t".join((*facts, split, row["text"])))
+    (folder / "tiny").mkdir(parents=True)
+    (folder / "tiny" / "manifest.tsv").write_text("\n".join(lines) + "\n")
     return folder
 
 

@@ -11,7 +11,12 @@ import pytest
 import soundfile
 import yaml
 
-from tests.kit import project_folder, tiny_kit, tiny_librispeech
+from tests.kit import (
+    project_folder,
+    tiny_kit,
+    tiny_librispeech,
+    tiny_speech_folder,
+)
 from tests.server import transformers_server
 from tests.tiny import tiny_corpus, tiny_llm, tiny_tasks, tiny_whisper
 from tests.training import ROOT
@@ -47,6 +52,9 @@ def place(tmp_path_factory):
             ("/data/CoVoST", "/data/fluent_speech_commands", "/data/SLURP"),
             tiny_tasks(corpus, folder / "tasks"),
         ),
+        # Few sentences and few rows: it is run, not trained.
+        "/data/speech": f"{tiny_speech_folder(corpus, folder / 'speech')}"
+        " --sentences 3 --number_of_epochs 1",
         "openai/whisper-small": tiny_whisper(folder / "whisper", seed=3),
         "meta-llama/Llama-3.2-1B-Instruct": tiny_llm(folder / "llm", seed=3),
     }
