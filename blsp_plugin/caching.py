@@ -39,7 +39,7 @@ from blsp_plugin.lengths import (
     stacked_frames,
 )
 from blsp_plugin.losses import TeacherStates, TeacherTopK
-from blsp_plugin.packing import Row, pack
+from blsp_plugin.packing import pack
 from blsp_plugin.pretrained import fingerprint_text
 
 __all__ = ["EncoderStates", "TeacherTargets"]
@@ -402,9 +402,7 @@ class _Twins(torch.utils.data.Dataset):
 
     def __getitem__(self, number):
         row = self.table[number]
-        instruction = row["instruction"]
-        prefix, suffix = self.prompt.ids(instruction)
-        slot = self.prompt.slot_ids(instruction, row["text"])
-        twin = Row(prefix, slot, suffix, row["response_ids"], row["ended"])
+        twin = self.prompt.row(row["instruction"], row["text"])
+        twin = twin._replace(response=row["response_ids"], ended=row["ended"])
         key = _twin_key(twin)
         return key, None if key in self.cache else twin

@@ -11,14 +11,11 @@ Authors
 
 from typing import NamedTuple
 
-from jinja2 import TemplateError
-
 from blsp_plugin.errors import BadInput
-from blsp_plugin.prompts import INSTRUCTION, SPEECH, ids_around
+from blsp_plugin.prompts import MARK, ids_around
 
 __all__ = ["Reply", "Speech", "conversation_ids"]
 
-_MARK = "\ue000slot\ue001"  # private use: in no template and in no text
 _ROLES = ("system", "user", "assistant")
 
 
@@ -92,21 +89,20 @@ def conversation_ids(prompt, messages):
             )
         if role == "assistant":
             slots.append(content)
-            text = _MARK
+            text = MARK
         else:
             parts = [content] if isinstance(content, str) else content
             text = _user_text(prompt, parts, number)
             slots += [part for part in parts if isinstance(part, Speech)]
         rendered.append({"role": role, "content": text})
-    texts = _render(prompt, rendered).split(_MARK)
+    texts = prompt.render_chat(rendered).split(MARK)
     if len(texts) != len(slots) + 1:
         raise BadInput(
             f"{prompt.tokenizer.name_or_path}: its chat template shows "
             f"{len(texts) - 1} of {len(slots)} clips and replies of this "
             "conversation"
         )
-    encode = _encoder(prompt.tokenizer)
-    pieces = ids_around(encode, texts)
+    pieces = ids_around(prompt.encode, texts)
     ids = list(pieces[0])
     for slot, piece in zip(slots, pieces[1:], strict=True):
         if isinstance(slot, Speech):
@@ -114,7 +110,7 @@ def conversation_ids(prompt, messages):
         elif isinstance(slot, Reply):
             ids += slot.ids
         else:
-            ids += encode(slot.strip(), split_special_tokens=True)
+            ids += prompt.encode(slot.strip(), split_special_tokens=True)
         ids += piece
     return ids
 
@@ -122,7 +118,7 @@ def conversation_ids(prompt, messages):
 def _user_text(prompt, parts, number):
     """The text of a message, with marks for its clips."""
     parts = [
-        part.replace(_MARK, "") if isinstance(part, str) else part
+        part.replace(MARK, "") if isinstance(part, str) else part
         for part in parts
     ]
     texts = [part for part in parts if isinstance(part, str)]
@@ -133,33 +129,9 @@ def _user_text(prompt, parts, number):
     if not texts and not clips:
         raise BadInput(f"message {number + 1}: is empty")
     if clips == 1 and len(texts) == 1:
-        # Replaced in this order, so that braces in a text stay text.
-        content = prompt.content.replace(SPEECH, _MARK)
-        return content.replace(INSTRUCTION, texts[0])
+        return prompt.fill(texts[0], MARK)
     return "\n".join(
-        part if isinstance(part, str) else _MARK
+        part if isinstance(part, str) else MARK
         for part in parts
         if not isinstance(part, str) or part.strip()
     )
-
-
-def _render(prompt, messages):
-    try:
-        return prompt.tokenizer.apply_chat_template(
-            messages,
-            tokenize=False,
-            add_generation_prompt=True,
-            **prompt.chat_options,
-        )
-    except TemplateError as error:
-        raise BadInput(
-            f"{prompt.tokenizer.name_or_path}: its chat template refuses this "
-            f"conversation ({error})"
-        ) from error
-
-
-def _encoder(tokenizer):
-    def encode(text, **kwargs):
-        return tokenizer(text, add_special_tokens=False, **kwargs)["input_ids"]
-
-    return encode

@@ -32,7 +32,7 @@ from blsp_plugin.package import (
     file_digest,
     open_package,
 )
-from blsp_plugin.packing import Row, pack
+from blsp_plugin.packing import pack
 
 __all__ = ["Exported", "export_adapter", "export_transformers", "push"]
 
@@ -480,10 +480,9 @@ def _difference(source, folder, whisper, llm):
     logits = []
     for place in (source, folder):
         model, prompt = open_package(place, whisper, llm)
-        model.eval()
         speech = model.embed_wavs([wav])
-        prefix, suffix = prompt.ids("What is said?")
-        row = Row(prefix, int(speech.lengths[0]), suffix, tuple(suffix), True)
+        row = prompt.row("What is said?", int(speech.lengths[0]))
+        row = row._replace(response=row.suffix, ended=True)
         hidden = model(pack([row], 0, model.llm.eos_id), speech).hidden
         logits.append(model.llm.project(hidden))
     return float((logits[0] - logits[1]).abs().max())

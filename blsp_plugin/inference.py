@@ -27,7 +27,6 @@ from blsp_plugin.package import (
     opening_yaml,
     read_facts,
 )
-from blsp_plugin.packing import Row
 from blsp_plugin.pretrained import open_pretrained
 from blsp_plugin.scoring import Choices, choice_scores
 from blsp_plugin.speech import SpeechEmbeddings
@@ -461,8 +460,7 @@ class SpeechLLM(Pretrained):
         heard = self.hear(clips)
         rows = []
         for instruction, clip in zip(instructions, heard, strict=True):
-            prefix, suffix = self.prompt.ids(instruction)
-            rows.append(Row(prefix, len(clip.embeds), suffix))
+            rows.append(self.prompt.row(instruction, len(clip.embeds)))
             self.check_room(rows[-1].length, max_new_tokens)
         lengths = torch.tensor([len(clip.embeds) for clip in heard])
         embeds = torch.nn.utils.rnn.pad_sequence(

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from blsp_plugin.decoding import can_decode, decode
 from blsp_plugin.lengths import encoder_frames, mel_frames
 from blsp_plugin.losses import TeacherStates
-from blsp_plugin.packing import Row, pack, predictors, scatter_speech
+from blsp_plugin.packing import pack, predictors, scatter_speech
 from blsp_plugin.scoring import label_log_likelihoods
 from blsp_plugin.speech import by_length, embed_clips, masked
 
@@ -288,9 +288,7 @@ class BLSP(torch.nn.Module):
         list of Generation
         """
         speech = self.embed_wavs(wavs)
-        rows = []
         lengths = speech.lengths.tolist()
-        for instruction, length in zip(instructions, lengths, strict=True):
-            prefix, suffix = prompt.ids(instruction)
-            rows.append(Row(prefix, length, suffix))
+        pairs = zip(instructions, lengths, strict=True)
+        rows = [prompt.row(*pair) for pair in pairs]
         return self.generate(rows, speech, **decoding)

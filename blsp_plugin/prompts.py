@@ -12,13 +12,16 @@ Authors
 
 from typing import NamedTuple
 
+from jinja2 import TemplateError
+
 from blsp_plugin.errors import BadInput
+from blsp_plugin.packing import Row
 from blsp_plugin.pretrained import fingerprint_text
 
-__all__ = ["INSTRUCTION", "SPEECH", "Prompt", "PromptIds", "ids_around"]
+__all__ = ["MARK", "Prompt", "PromptIds", "ids_around"]
 
 INSTRUCTION, SPEECH = "{instruction}", "{speech}"
-_MARK = "\ue000speech\ue001"  # private use: in no template and no transcript
+MARK = "\ue000speech\ue001"  # private use: in no template and in no text
 # What is common to the tokenisations with all of these in the slot does not
 # depend on the transcript. First and last characters differ in kind.
 _PROBES = ("Hello there", "the end.", "7 of 9", '"Why?"', "élan!", "a", "…")
@@ -108,26 +111,86 @@ class Prompt:
         before : str
         after : str
         """
-        before, after = (self.template or self.content).split(SPEECH)
-        before = before.replace(INSTRUCTION, instruction)
-        after = after.replace(INSTRUCTION, instruction)
+        before, after = self._around(instruction)
         if self.template is not None:
             return self.bos_text() + before, after
-        messages = [{"role": "user", "content": before + _MARK + after}]
+        messages = [{"role": "user", "content": before + MARK + after}]
         if self.system is not None:
             messages.insert(0, {"role": "system", "content": self.system})
-        text = self.tokenizer.apply_chat_template(
-            messages,
-            tokenize=False,
-            add_generation_prompt=True,
-            **self.chat_options,
-        )
-        if text.count(_MARK) != 1:
+        text = self.render_chat(messages)
+        if text.count(MARK) != 1:
             raise BadInput(
                 f"{self.tokenizer.name_or_path}: its chat template shows the "
-                f"user's message {text.count(_MARK)} times instead of once"
+                f"user's message {text.count(MARK)} times instead of once"
             )
-        return tuple(text.split(_MARK))
+        return tuple(text.split(MARK))
+
+    def fill(self, instruction, speech):
+        """The user's message, or the plain prompt, in the words of training.
+
+        Arguments
+        ---------
+        instruction : str
+            What to do with the speech.
+        speech : str
+            What stands in the slot: a transcript, or a mark.
+
+        Returns
+        -------
+        str
+        """
+        # Not one replacement after the other: braces in a text stay text.
+        return speech.join(self._around(instruction))
+
+    def _around(self, instruction):
+        pieces = (self.template or self.content).split(SPEECH)
+        return [piece.replace(INSTRUCTION, instruction) for piece in pieces]
+
+    def render_chat(self, messages):
+        """A chat's text, up to where the next reply starts.
+
+        Arguments
+        ---------
+        messages : list of dict
+            With ``role`` and ``content``.
+
+        Returns
+        -------
+        str
+
+        Raises
+        ------
+        BadInput
+            If the chat template refuses them.
+        """
+        try:
+            return self.tokenizer.apply_chat_template(
+                messages,
+                tokenize=False,
+                add_generation_prompt=True,
+                **self.chat_options,
+            )
+        except TemplateError as error:
+            raise BadInput(
+                f"{self.tokenizer.name_or_path}: its chat template refuses "
+                f"this conversation ({error})"
+            ) from error
+
+    def encode(self, text, **options):
+        """Token ids of a text, without what a tokenizer adds around it.
+
+        Arguments
+        ---------
+        text : str
+        **options : dict
+            Of the tokenizer: ``split_special_tokens``, ...
+
+        Returns
+        -------
+        list of int
+        """
+        encoded = self.tokenizer(text, add_special_tokens=False, **options)
+        return encoded["input_ids"]
 
     def ids(self, instruction):
         """Token ids around the slot.
@@ -167,7 +230,7 @@ class Prompt:
         transcript = transcript.strip()
         if not any(control in transcript for control in self._controls):
             for tail in (after, ""):
-                ids = self._encode(before + transcript + tail)
+                ids = self.encode(before + transcript + tail)
                 end = len(ids) - (len(suffix) if tail else 0)
                 if (
                     end >= len(prefix)
@@ -175,7 +238,26 @@ class Prompt:
                     and (not tail or tuple(ids[end:]) == suffix)
                 ):
                     return ids[len(prefix) : end]
-        return self._encode(transcript, split_special_tokens=True)
+        return self.encode(transcript, split_special_tokens=True)
+
+    def row(self, instruction, speech):
+        """A prompt that awaits its response.
+
+        Arguments
+        ---------
+        instruction : str
+            What to do with the speech.
+        speech : int or str
+            Number of speech tokens, or the transcript (the text twin).
+
+        Returns
+        -------
+        Row
+        """
+        prefix, suffix = self.ids(instruction)
+        if isinstance(speech, str):
+            speech = self.slot_ids(instruction, speech)
+        return Row(prefix, speech, suffix)
 
     def response_ids(self, instruction, text):
         """Ids of a text as the LLM would write it behind the prompt.
@@ -196,7 +278,7 @@ class Prompt:
         _, after = self.render(instruction)
         plain = self.template is not None
         space = " " if plain and not after[-1:].isspace() else ""
-        return self._encode(space + text.strip(), split_special_tokens=True)
+        return self.encode(space + text.strip(), split_special_tokens=True)
 
     def fingerprint(self):
         """Short name of the tokenizer and the template.
@@ -221,7 +303,7 @@ class Prompt:
         str
             16 hexadecimal digits.
         """
-        probes = [self._encode(probe) for probe in _PROBES]
+        probes = [self.encode(probe) for probe in _PROBES]
         return fingerprint_text(str(len(self.tokenizer)), str(probes))
 
     def bos_text(self):
@@ -235,11 +317,6 @@ class Prompt:
         bos = self.tokenizer.bos_token_id
         starts = self.tokenizer("a")["input_ids"][:1] == [bos]
         return self.tokenizer.bos_token if bos is not None and starts else ""
-
-    def _encode(self, text, **kwargs):
-        return self.tokenizer(text, add_special_tokens=False, **kwargs)[
-            "input_ids"
-        ]
 
     def check_text(self, text, what="instruction"):
         """Refuse control strings: they would end the user's message.
@@ -265,7 +342,7 @@ class Prompt:
 
     def _split(self, instruction):
         self.check_text(instruction)
-        return PromptIds(*ids_around(self._encode, self.render(instruction)))
+        return PromptIds(*ids_around(self.encode, self.render(instruction)))
 
 
 def ids_around(encode, texts):

@@ -16,7 +16,7 @@ import torch
 
 from blsp_plugin.decoding import read_prompts
 from blsp_plugin.errors import BadInput
-from blsp_plugin.packing import Row, pack
+from blsp_plugin.packing import pack
 
 __all__ = ["Choices", "choice_scores", "label_log_likelihoods"]
 
@@ -112,9 +112,8 @@ def choice_scores(model, prompt, choices, instructions, rows, speech=None):
         some = None if speech is None else speech.rows(here)
         part = model.score([rows[n] for n in here], labels, some)
         if choices.calibrate is not None:
-            prefix, suffix = prompt.ids(instruction)
-            slot = prompt.slot_ids(instruction, choices.calibrate)
-            part = part - model.score([Row(prefix, slot, suffix)], labels)
+            unheard = prompt.row(instruction, choices.calibrate)
+            part = part - model.score([unheard], labels)
         if choices.normalise == "length":
             sizes = [len(label) + 1 for label in labels]
             part = part / torch.tensor(sizes, device=part.device)

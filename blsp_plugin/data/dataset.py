@@ -400,11 +400,11 @@ def continuation_dataset(
     )
     @provides("example")
     def pipeline(row_id, wav, text, instruction, ids, ended, kind, *stretch):
-        prefix, suffix = prompt.ids(instruction)
         twin = taught = None
         try:
             clip, samples = features(wav, *stretch)
-            row = Row(prefix, speech_tokens(samples), suffix, ids, ended)
+            row = prompt.row(instruction, speech_tokens(samples))
+            row = row._replace(response=ids, ended=ended)
             if twins:
                 twin = row._replace(slot=prompt.slot_ids(instruction, text))
             if counts_transcript:

@@ -16,7 +16,6 @@ import torch
 from blsp_plugin.data.text import normalise_transcript, recase
 from blsp_plugin.evaluation.whisper_asr import Answer
 from blsp_plugin.model import BLSP
-from blsp_plugin.packing import Row
 from blsp_plugin.pretrained import (
     fingerprint_module,
     lora_layers,
@@ -137,9 +136,7 @@ class _LLMSystem(System):
         rows = []
         for clip, transcript in zip(clips, transcripts, strict=True):
             instruction = task.instruction_for(clip.id)
-            prefix, suffix = self.prompt.ids(instruction)
-            slot = self.prompt.slot_ids(instruction, transcript)
-            rows.append(Row(prefix, slot, suffix))
+            rows.append(self.prompt.row(instruction, transcript))
         return self.respond(rows, None, clips, task, began)
 
     def respond(self, rows, speech, clips, task, began):
@@ -301,8 +298,7 @@ class SpeechLLM(_LLMSystem):
         speech = self.model.embed_wavs([clip.wav for clip in clips])
         rows = []
         for clip, length in zip(clips, speech.lengths.tolist(), strict=True):
-            prefix, suffix = self.prompt.ids(task.instruction_for(clip.id))
-            rows.append(Row(prefix, length, suffix))
+            rows.append(self.prompt.row(task.instruction_for(clip.id), length))
         return self.respond(rows, speech, clips, task, began)
 
 

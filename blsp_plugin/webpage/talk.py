@@ -17,7 +17,6 @@ import torch
 from blsp_plugin.data.audio import SAMPLE_RATE, read_speech
 from blsp_plugin.errors import BadInput
 from blsp_plugin.pretrained import without_lora
-from blsp_plugin.prompts import INSTRUCTION, SPEECH
 from blsp_plugin.webpage.limits import check_turn, sentence
 
 __all__ = ["Heard", "Models", "Side", "Talk", "TurnCost"]
@@ -282,11 +281,7 @@ class Talk:
         """The message of training, with the transcript for the speech."""
         if text is None:
             return transcript
-        content = self.models.speech_llm.prompt.content
-        parts = []  # replaced at once, so that braces in a text stay text
-        for piece in content.split(SPEECH):
-            parts.append(piece.replace(INSTRUCTION, text))
-        return transcript.join(parts)
+        return self.models.speech_llm.prompt.fill(text, transcript)
 
     def _reply(self, side, shown, start, plain=False):
         """Show a message and the reply to it while it is written."""
