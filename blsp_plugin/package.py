@@ -35,6 +35,7 @@ __all__ = [
     "FORMAT",
     "LORA_FILE",
     "PACKAGE_FILES",
+    "build_adapter",
     "check_package",
     "file_digest",
     "load_adapter",
@@ -227,7 +228,7 @@ def open_package(
         package, or if the base is another one.
     """
     facts = read_facts(folder)
-    adapter = _build_adapter(facts, folder)
+    adapter = build_adapter(facts, folder)
     encoder = WhisperEncoder(
         whisper or starter.resolve(facts["whisper"]),
         facts["pad_to_30s"],
@@ -288,7 +289,7 @@ def check_package(folder):
     if facts.get("adapter") is None:
         _read_weights(os.path.join(folder, ADAPTER_FILES[1]), "adapter")
     else:
-        _build_adapter(facts, folder)
+        build_adapter(facts, folder)
     if facts.get("lora"):
         _read_lora(os.path.join(folder, LORA_FILE), facts["lora"]["rank"])
     _check_digests(facts, folder)
@@ -325,8 +326,25 @@ def _adapter_facts(adapter):
     return {"class": name, "arguments": adapter.sizes()}
 
 
-def _build_adapter(facts, folder):
-    """An adapter without its weights: one of ours, and as large as its file."""
+def build_adapter(facts, folder):
+    """Make the adapter that a folder describes, without its weights.
+
+    Arguments
+    ---------
+    facts : dict
+        From `read_facts`.
+    folder : str
+        Holds the weights too, which must be those of such an adapter.
+
+    Returns
+    -------
+    torch.nn.Module
+
+    Raises
+    ------
+    BadInput
+        If it is none of this package's, or not as large as its file.
+    """
     path = os.path.join(folder, ADAPTER_FILES[0])
     described = facts.get("adapter")
     if described is None or "format" not in facts:

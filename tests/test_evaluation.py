@@ -25,6 +25,7 @@ from blsp_plugin.evaluation.systems import (
     Cascade,
     Clip,
     GoldTextLLM,
+    OtherAdapter,
     SpeechLLM,
     System,
     UntrainedAdapter,
@@ -197,6 +198,29 @@ def test_untrained_adapter_leaves_the_trained_one(task, systems, model, rows):
     assert untrained.settings()["adapter"] != speech.settings()["adapter"]
     with pytest.raises(ValueError, match="copy of its own"):
         UntrainedAdapter(model, speech.prompt, model.adapter)
+
+
+def test_another_adapter_on_the_same_base(systems, task, rows, tmp_path):
+    speech, untrained = systems[2:4]
+    save_adapter(untrained.model, speech.prompt, tmp_path)
+    settings = ("other", "the other one")
+    other = OtherAdapter(speech.model, speech.prompt, str(tmp_path), *settings)
+    clips = [
+        Clip(row["id"], "k", row["text"], read_speech(row["wav"]))
+        for row in rows
+    ]
+    said = [
+        [answer.text for answer in system.eval().answer(clips, task)]
+        for system in (other, untrained, speech)
+    ]
+    assert said[0] == said[1] != said[2]
+    assert other.settings()["adapter"] == untrained.settings()["adapter"]
+    assert (other.name, other.label) == settings
+    facts = json.loads((tmp_path / "adapter.json").read_text())
+    facts["lora"] = {"rank": 2, "alpha": 2}
+    (tmp_path / "adapter.json").write_text(json.dumps(facts))
+    with pytest.raises(BadInput, match="has LoRA"):
+        OtherAdapter(speech.model, speech.prompt, str(tmp_path), *settings)
 
 
 def test_evaluation_resume(task, rows, tmp_path):

@@ -14,8 +14,10 @@ from typing import NamedTuple
 import torch
 
 from blsp_plugin.data.text import normalise_transcript, recase
+from blsp_plugin.errors import BadInput
 from blsp_plugin.evaluation.whisper_asr import Answer
 from blsp_plugin.model import BLSP
+from blsp_plugin.package import build_adapter, load_adapter, read_facts
 from blsp_plugin.pretrained import (
     fingerprint_module,
     lora_layers,
@@ -27,6 +29,7 @@ __all__ = [
     "Cascade",
     "Clip",
     "GoldTextLLM",
+    "OtherAdapter",
     "SpeechLLM",
     "System",
     "UntrainedAdapter",
@@ -300,6 +303,41 @@ class SpeechLLM(_LLMSystem):
         for clip, length in zip(clips, speech.lengths.tolist(), strict=True):
             rows.append(self.prompt.row(task.instruction_for(clip.id), length))
         return self.respond(rows, speech, clips, task, began)
+
+
+class OtherAdapter(SpeechLLM):
+    """Another trained adapter on the same encoder and LLM.
+
+    Arguments
+    ---------
+    model : BLSP
+        Shared with `SpeechLLM`; its own adapter is not touched.
+    prompt : Prompt
+        Of the LLM, and of the other training too.
+    folder : str
+        The other adapter's; see `blsp_plugin.package`.
+    name : str
+        Of the system.
+    label : str
+        For the table.
+
+    Raises
+    ------
+    BadInput
+        If the folder cannot be opened, belongs to another base, or has LoRA.
+    """
+
+    def __init__(self, model, prompt, folder, name, label):
+        facts = read_facts(folder)
+        if facts.get("lora"):
+            raise BadInput(
+                f"{folder}: has LoRA, which would change the base that the "
+                "systems share; evaluate it in a run of its own"
+            )
+        adapter = build_adapter(facts, folder)
+        other = BLSP(model.encoder, adapter, model.llm)
+        load_adapter(other, prompt, folder)  # refuses a base with LoRA
+        super().__init__(other, prompt, name, label)
 
 
 class UntrainedAdapter(SpeechLLM):
