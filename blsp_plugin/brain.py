@@ -98,6 +98,9 @@ class AlignmentBrain(sb.Brain):
             self.hparams.max_rejected,
             self.nonfinite_patience,
         )
+        if self.optimizer_step_limit is not None:
+            # The toolkit's command line leaves it a text.
+            self.optimizer_step_limit = int(self.optimizer_step_limit)
         self.train_stats = SavedDict()
         # What this epoch has added up so far, over all its restarts.
         self.running = SavedDict(loss=0.0, tokens=0, seconds=0.0, elapsed=0.0)

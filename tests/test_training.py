@@ -160,9 +160,10 @@ def test_training_begins_with_an_adapter(finished, tiny, tmp_path):
         tiny,
         output_folder=output,
         first_adapter=adapter,
-        number_of_epochs=1,
+        optimizer_step_limit=1,
     )
     ends, starts = metrics(finished[0]), metrics(output)
+    assert starts["steps"] == 1
     for name in ("loss", "kl", "agreement"):
         assert starts[f"start.{name}"] == ends[f"end.{name}"]
     refused = run_recipe(
