@@ -86,7 +86,7 @@ def main(arguments=None):
         "--data_folder", help="speech folder with corpora (docs/data.md)"
     )
     parser.add_argument(
-        "--sentences", default="10000", help="spoken by a machine"
+        "--sentences", default="16000", help="spoken by a machine"
     )
     parser.add_argument("--device", default="cpu", help="such as cuda:0")
     args, training = parser.parse_known_args(arguments)
