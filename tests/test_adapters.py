@@ -122,8 +122,8 @@ def test_each_adapter_trains(kind, model, prompt):
         for name, param in adapter.named_parameters():
             assert param.grad is not None and param.grad.any(), name
         optimizer.step()
-    # What comes from embeddings of tokens cannot say anything else.
-    assert values[-1] < (1.0 if kind == "ctc" else 0.7) * values[0]
+    # Tokens of a CTC that guesses can say little else.
+    assert values[-1] < (0.9 if kind == "ctc" else 0.7) * values[0]
     assert totals[-1] < 0.7 * totals[0]
     with torch.autocast("cpu", torch.bfloat16):
         again = model.embed_speech(mel, lengths, tokens)
@@ -173,7 +173,8 @@ def ctc_adapter(vectors, blank, frames):
     unit = functional.normalize(table.weight.detach(), dim=-1)
     vectors = 40.0 * unit[torch.tensor(vectors)]
     blank, frames = torch.tensor(blank), torch.tensor(frames)
-    adapter._listen = lambda *_: (vectors, blank, frames)
+    hidden = torch.randn(*vectors.shape[:2], 32)
+    adapter._listen = lambda *_: (vectors, blank, frames, hidden)
     return adapter, table.weight
 
 
@@ -217,11 +218,13 @@ def test_ctc_speech_is_a_mean_that_the_gradient_passes():
     """Between two tokens: the shares are those of the softmax."""
     adapter, table = ctc_adapter([[7]], [[0.0]], [1])
     unit = functional.normalize(table.detach(), dim=-1)
+    hidden = torch.randn(1, 1, 32)
     vector = (unit[7] + unit[9]).mul(3.0).requires_grad_()
     adapter._listen = lambda *_: (
         vector[None, None],
         torch.zeros(1, 1),
         torch.tensor([1]),
+        hidden,
     )
     adapter.nearest = 50
     speech, _, _ = adapter(None, None)
@@ -229,6 +232,12 @@ def test_ctc_speech_is_a_mean_that_the_gradient_passes():
     assert torch.allclose(speech[0, 0], expected, atol=1e-5)
     speech.sum().backward()
     assert vector.grad.abs().sum() > 0
+    # What no token says is added, on the mean's scale.
+    with torch.no_grad():
+        adapter.beyond.bias.fill_(32**0.5)
+    speech, _, _ = adapter(None, None)
+    scale = expected.square().mean().sqrt()
+    assert torch.allclose(speech[0, 0], expected + scale, atol=1e-5)
 
 
 def test_cformer_evaluates_as_it_trains(monkeypatch):

@@ -22,6 +22,7 @@ from blsp_plugin.continuation.engines import (
     CasingEngine,
     HFEngine,
     Request,
+    TranscriptEngine,
 )
 from blsp_plugin.continuation.engines.casing import restore
 from blsp_plugin.continuation.pipeline import Continuation
@@ -695,6 +696,31 @@ def test_transcripts_as_responses(recipe, preset, corpus, tmp_path):
     for row in table:
         assert row["response"] == row["text"] and row["ended"]
         assert row["response_ids"]
+
+
+def test_transcripts_for_one_behaviour(llm_folder):
+    """The LLM answers the others, as it does in its own engine."""
+    llm = FrozenLLM(llm_folder)
+    engine = TranscriptEngine(llm, behaviours=["repeat"], batch_size=2)
+    requests = [
+        Request(n, name, Behaviour(name, "Do."), "Do.", text, ids)
+        for n, (name, text, ids) in enumerate(
+            [
+                ("repeat", "hello there", (5, 6)),
+                ("go_on", "hello there", (5, 6)),
+                ("go_on", "he", (5,)),
+            ]
+        )
+    ]
+    written = {}
+    for group in engine.generate(engine.plan(requests)):
+        written.update({request.n: done for request, done in group})
+    own = HFEngine(llm, batch_size=2)
+    [answers] = own.generate(own.plan(requests[1:]))
+    assert written.pop(0).text == "hello there"
+    assert written == {request.n: done for request, done in answers}
+    names = {engine.fingerprint(), own.fingerprint()}
+    assert len(names | {TranscriptEngine(llm).fingerprint()}) == 3
 
 
 def test_cut_rows_have_no_eos(recipe, preset, corpus, tmp_path, model, prompt):

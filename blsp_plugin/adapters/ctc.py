@@ -24,8 +24,9 @@ class CTCAdapter(nn.Module):
     the losses. Frames whose likeliest symbol is the blank or the one before
     are left out ("CTC compression", Gaido et al. 2021, arXiv 2102.01578); what
     remains becomes the mean of the LLM's nearest embeddings under the shares
-    that CTC gives them. So speech lies where text lies, is as long as text,
-    and the LLM's gradient still reaches every weight.
+    that CTC gives them, plus a linear map of the frame, 0 at first. So speech
+    lies where text lies and is as long as text; the LLM's gradient reaches
+    every weight, and may add what no token says.
 
     `BLSP` gives it the LLM's embeddings (`bind`).
 
@@ -86,6 +87,9 @@ class CTCAdapter(nn.Module):
         self.project = nn.Linear(input_size, output_size)
         self.blank = nn.Linear(input_size, 1)
         self.log_scale = nn.Parameter(torch.tensor(20.0).log())
+        self.beyond = nn.Linear(input_size, output_size)
+        for parameter in self.beyond.parameters():
+            nn.init.zeros_(parameter)
         self._table = None
 
     def sizes(self):
@@ -139,7 +143,7 @@ class CTCAdapter(nn.Module):
             length of the scale; ``blank`` (batch, frames), its logits;
             ``frames`` (batch,).
         """
-        vectors, blank, frames = self._listen(states, lengths)
+        vectors, blank, frames, hidden = self._listen(states, lengths)
         logits, ids = self._table.nearest(vectors, self.nearest)
         with torch.no_grad():
             kept = _kept(logits[..., 0] - blank, ids[..., 0], frames, tokens)
@@ -147,12 +151,19 @@ class CTCAdapter(nn.Module):
         clips = torch.arange(len(kept)).repeat_interleave(counts)
         clips, places = clips.to(ids.device), torch.cat(kept)
         speech = self._table.mean(vectors[clips, places], ids[clips, places])
+        with torch.autocast(speech.device.type, enabled=False):
+            scale = speech.detach().square().mean(-1, keepdim=True).sqrt()
+            beyond = self.beyond(hidden[clips, places].float())
+            speech = speech + scale * beyond / hidden.shape[-1] ** 0.5
         speech = pad_sequence(speech.split(counts.tolist()), batch_first=True)
         more = {"vectors": vectors, "blank": blank, "frames": frames}
         return speech, counts.to(frames.device), more
 
     def _listen(self, states, lengths):
-        """What CTC trains: a vector and the blank's logit for each frame."""
+        """A vector and the blank's logit for each frame: what CTC trains.
+
+        Also how many frames there are, and what they were made of.
+        """
 
         def rest(hidden):
             return frames_mask(lengths, hidden.shape[1]).unsqueeze(-1)
@@ -169,7 +180,8 @@ class CTCAdapter(nn.Module):
         )
         vectors = functional.normalize(self.project(hidden).float(), dim=-1)
         vectors = vectors * self.log_scale.exp()
-        return vectors, self.blank(hidden).squeeze(-1).float(), lengths
+        blank = self.blank(hidden).squeeze(-1).float()
+        return vectors, blank, lengths, hidden
 
 
 class _Block(nn.Module):
