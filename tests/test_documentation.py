@@ -20,6 +20,7 @@ from tests.kit import (
 from tests.server import transformers_server
 from tests.tiny import tiny_corpus, tiny_llm, tiny_tasks, tiny_whisper
 from tests.training import ROOT
+from tests.warm_python import warm_python
 
 READMES = sorted(
     [os.path.join(ROOT, "README.md")]
@@ -69,7 +70,11 @@ def place(tmp_path_factory):
     project = project_folder(folder / "project")
     soundfile.write(project / "clip.wav", [0.01, -0.01] * 8000, 16000)
     llm = folder / "kit" / "smollm2-135m-instruct"
-    with transformers_server(llm, folder / "server.txt") as url:
+    with (
+        transformers_server(llm, folder / "server.txt") as url,
+        warm_python(folder / "bin", environment) as python,
+    ):
+        environment["PATH"] = f"{python.parent}:{environment['PATH']}"
         # It takes text only, and knows its LLM by the folder.
         stand_ins["{url: http://127.0.0.1:8000/v1, model: llm}"] = (
             f"{{url: {url}, model: {llm}, prompt_as: text, extra_body: null}}"
@@ -104,6 +109,8 @@ def make_target_runs_something(command):
 
 def test_recipes_run_as_documented(place):
     """The loop's commands in the order of the READMEs, the main one first."""
+    assert run("python -c 'raise SystemExit(3)'", place).returncode == 3
+    assert "no_such" in run("python -c 'no_such()'", place).stderr
     seen = []
     for readme in READMES:
         assert commands(readme), f"{readme} has no command"
@@ -138,7 +145,7 @@ def python_examples_run(place):
     for readme in READMES:
         for code in blocks(readme, "python"):
             done = subprocess.run(
-                [sys.executable, "-c", code],
+                ["python", "-c", code],
                 cwd=project,
                 env=environment,
                 capture_output=True,
