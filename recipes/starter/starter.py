@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """The starter adapter, from recordings to `pretrained/starter`.
 
-Brings the corpora together, speaks sentences for words that they lack, and
-runs both stages: a warm start by CTC, then the LLM's behaviours.
+Brings the corpora together (Whisper writes the transcripts that are missing),
+speaks sentences for words that they lack, and runs both stages: a warm start
+by CTC, then the LLM's behaviours.
 
 To run this recipe:
 > python recipes/starter/starter.py --data_folder /data/speech
@@ -17,11 +18,18 @@ Authors
 import argparse
 import os
 
+from tqdm import tqdm
+
+from blsp_plugin import starter
+from blsp_plugin.data.audio import read_speech
 from blsp_plugin.data.corpora import prepare_corpus
+from blsp_plugin.data.keys import clip_key
 from blsp_plugin.data.manifest import read_manifest
 from blsp_plugin.data.speech_folder import NEEDED, find_tables
 from blsp_plugin.data.tsv import read_tsv
 from blsp_plugin.errors import BadInput, one_line_errors
+from blsp_plugin.evaluation.systems import Clip
+from blsp_plugin.evaluation.whisper_asr import WhisperASR
 from blsp_plugin.files import atomic_write
 from blsp_plugin.stages import run_recipe
 
@@ -48,31 +56,53 @@ def bring_together(data_folder):
             "see docs/data.md"
         )
     for corpus, table in tables.items():
-        rows = (row for _, row, reason in read_tsv(table, NEEDED) if not reason)
-        said = any(row["text"] and row["lang"] == "en" for row in rows)
-        for folder in (RECORDED, SPEECH):
+        rows = [row for _, row, reason in read_tsv(table, NEEDED) if not reason]
+        rows = [row for row in rows if row["lang"] == "en"]
+        place = table.parent
+        if rows and not any(row["text"] for row in rows):
+            place = f"results/starter/transcribed/{corpus}"
+            transcribe(rows, table.parent, place)
+        for folder in (RECORDED, SPEECH) if rows else ():
             link = os.path.join(folder, corpus)
-            if said and not os.path.lexists(link):
+            if not os.path.lexists(link):
                 os.makedirs(folder, exist_ok=True)
-                os.symlink(table.parent, link)
+                os.symlink(os.path.abspath(place), link)
+
+
+def transcribe(rows, place, folder):
+    """List clips with what Whisper hears in them; those to test stay out."""
+    if os.path.exists(os.path.join(folder, "manifest.tsv")):
+        return
+    os.makedirs(folder, exist_ok=True)
+    whisper = WhisperASR(starter.whisper_base(), language="en")
+    whisper.open(folder)
+    heard = []
+    for row in tqdm([r for r in rows if r["split"] != "test"], folder):
+        wav = os.path.abspath(os.path.join(place, row["wav"]))
+        clip = Clip(row["id"], clip_key(wav).hex(), "", read_speech(wav))
+        heard.append({**row, "wav": wav, "text": whisper.hear([clip])[0].text})
+    write_table(heard, folder)
 
 
 def list_starter_corpus(folder):
     """The starter corpus' clips as a speech folder's table."""
     files = prepare_corpus()
-    lines = ["\t".join(NEEDED)]
+    rows = []
     for split in ("train", "valid", "test"):
         manifest = getattr(files, f"{split}_csv")
         for row in read_manifest(manifest, data_root=files.data_root).rows:
-            fields = {
-                **{"speaker": "", "lang": "en", "split": split},
-                **{"id": row["id"], "text": row["text"]},
-                **{"wav": os.path.abspath(row["wav"])},
-                **{"duration_s": f"{row['duration']:.3f}"},
-            }
-            lines.append("\t".join(fields[name] for name in NEEDED))
+            fields = {"speaker": "", "lang": "en", "split": split}
+            duration = f"{row['duration']:.3f}"
+            wav = os.path.abspath(row["wav"])
+            rows.append({**row, **fields, "wav": wav, "duration_s": duration})
+    write_table(rows, folder)
+
+
+def write_table(rows, folder):
+    """Write a speech folder's table, at once."""
+    lines = ["\t".join(row[name] for name in NEEDED) for row in rows]
     with atomic_write(os.path.join(folder, "manifest.tsv")) as stream:
-        stream.write("\n".join(lines) + "\n")
+        stream.write("\n".join(["\t".join(NEEDED), *lines]) + "\n")
 
 
 @one_line_errors
