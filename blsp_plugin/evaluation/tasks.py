@@ -4,6 +4,7 @@ Authors
  * The blsp_plugin team 2026
 """
 
+import json
 import zlib
 from dataclasses import dataclass, field
 
@@ -33,6 +34,8 @@ class Task:
         no transcripts, and so no system that reads them.
     reference_key : str, optional
         Column that holds the wanted answer; the transcript when not given.
+        ``slots.size`` is what the JSON in column ``slots`` has as ``size``,
+        "none" where it has nothing.
     paraphrases : list of str
         Other wordings of the instruction. Each clip is asked in one wording,
         the same for all systems, so that the score is their average.
@@ -92,7 +95,9 @@ class Task:
     @property
     def columns(self):
         """Columns of the manifest beside the transcript, a list of str."""
-        return [] if self.reference_key is None else [self.reference_key]
+        if self.reference_key is None:
+            return []
+        return [self.reference_key.partition(".")[0]]
 
     def reference(self, row):
         """The wanted answer of a manifest's row.
@@ -105,8 +110,23 @@ class Task:
         Returns
         -------
         str
+
+        Raises
+        ------
+        BadInput
+            If a column of JSON holds something else.
         """
-        return str(row[self.reference_key or "text"])
+        column, _, part = (self.reference_key or "text").partition(".")
+        if not part:
+            return str(row[column])
+        try:
+            parts = dict(json.loads(row[column] or "{}"))
+        except (TypeError, ValueError) as error:
+            raise BadInput(
+                f"{row['id']}: {column} is no JSON object: {row[column]!r}; "
+                "correct the row"
+            ) from error
+        return str(parts.get(part, "none"))
 
     def instruction_for(self, clip_id):
         """The wording in which a clip is asked.

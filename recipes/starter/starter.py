@@ -45,47 +45,48 @@ STAGES = {
 
 
 def bring_together(data_folder):
-    """Link what has English transcripts, or list the starter corpus' clips."""
-    if data_folder is None:
-        list_starter_corpus(os.path.join(RECORDED, "starter"))
-        data_folder = RECORDED
-    tables = find_tables(data_folder)
-    if not tables:
+    """List the English clips of a speech folder, or of the starter corpus."""
+    corpus = starter_corpus()
+    # The demo tests on these; other folders may have them to train on.
+    held = {row["id"] for row in corpus if row["split"] != "train"}
+    found = {"starter": corpus}
+    if data_folder is not None:
+        found = {
+            name: [
+                {**row, "wav": os.path.abspath(table.parent / row["wav"])}
+                for _, row, reason in read_tsv(table, NEEDED)
+                if not reason and row["lang"] == "en"
+            ]
+            for name, table in find_tables(data_folder).items()
+        }
+    if not any(found.values()):
         raise BadInput(
-            f"{data_folder}: holds no manifest.tsv, nor does a folder in it; "
-            "see docs/data.md"
+            f"{data_folder}: no manifest.tsv in it or in a folder of it has "
+            "English clips; see docs/data.md"
         )
-    for corpus, table in tables.items():
-        rows = [row for _, row, reason in read_tsv(table, NEEDED) if not reason]
-        rows = [row for row in rows if row["lang"] == "en"]
-        place = table.parent
+    for name, rows in found.items():
+        rows = [r for r in rows if r["split"] != "train" or r["id"] not in held]
         if rows and not any(row["text"] for row in rows):
-            place = f"results/starter/transcribed/{corpus}"
-            transcribe(rows, table.parent, place)
+            rows = transcribe(rows, f"results/starter/transcribed/{name}")
         for folder in (RECORDED, SPEECH) if rows else ():
-            link = os.path.join(folder, corpus)
-            if not os.path.lexists(link):
-                os.makedirs(folder, exist_ok=True)
-                os.symlink(os.path.abspath(place), link)
+            write_table(rows, os.path.join(folder, name))
 
 
-def transcribe(rows, place, folder):
-    """List clips with what Whisper hears in them; those to test stay out."""
-    if os.path.exists(os.path.join(folder, "manifest.tsv")):
-        return
+def transcribe(rows, folder):
+    """Write down what Whisper hears in clips; those to test stay out."""
     os.makedirs(folder, exist_ok=True)
     whisper = WhisperASR(starter.whisper_base(), language="en")
     whisper.open(folder)
     heard = []
     for row in tqdm([r for r in rows if r["split"] != "test"], folder):
-        wav = os.path.abspath(os.path.join(place, row["wav"]))
-        clip = Clip(row["id"], clip_key(wav).hex(), "", read_speech(wav))
-        heard.append({**row, "wav": wav, "text": whisper.hear([clip])[0].text})
-    write_table(heard, folder)
+        wav = read_speech(row["wav"])
+        clip = Clip(row["id"], clip_key(row["wav"]).hex(), "", wav)
+        heard.append({**row, "text": whisper.hear([clip])[0].text})
+    return heard
 
 
-def list_starter_corpus(folder):
-    """The starter corpus' clips as a speech folder's table."""
+def starter_corpus():
+    """The starter corpus' clips as rows of a speech folder's table."""
     files = prepare_corpus()
     rows = []
     for split in ("train", "valid", "test"):
@@ -95,7 +96,7 @@ def list_starter_corpus(folder):
             duration = f"{row['duration']:.3f}"
             wav = os.path.abspath(row["wav"])
             rows.append({**row, **fields, "wav": wav, "duration_s": duration})
-    write_table(rows, folder)
+    return rows
 
 
 def write_table(rows, folder):
