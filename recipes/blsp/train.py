@@ -65,6 +65,8 @@ def main(argv):
         validate(test_loader_kwargs={**valid_options})
         if if_main_process() and not brain.debug:
             write_json(brain.valid_stats, start_file)
+    if hparams["number_of_epochs"] == 0:  # it was only to be measured
+        return
     brain.fit(
         hparams["epoch_counter"],
         train_set,

@@ -14,6 +14,7 @@ Authors
 """
 
 import argparse
+import json
 import os
 
 from blsp_plugin.data.speech_folder import NEEDED, find_tables
@@ -40,17 +41,41 @@ def find_corpora(data_folder):
     return found
 
 
-def measure(script, name, preset, data_folder, corpora, options):
-    """Run one evaluation; gives its folder."""
+def run(script, preset, name, *options):
+    """Run one recipe; gives its folder."""
     folder = os.path.join(FOLDER, name)
-    place = ["--data_folder", data_folder, "--output_folder", folder]
-    listed = f"{{language: en, corpora: [{', '.join(corpora)}]}}"
-    run_recipe(
-        f"recipes/{script}/evaluate.py",
-        f"hparams/starter/{preset}.yaml",
-        [*place, "--corpus_options", listed, *options],
-    )
+    place = ["--output_folder", folder]
+    run_recipe(script, f"hparams/starter/{preset}.yaml", [*place, *options])
     return folder
+
+
+def evaluate(task, preset, name, data_folder, corpora, options):
+    """One evaluation's table."""
+    listed = f"{{language: en, corpora: [{', '.join(corpora)}]}}"
+    data = ["--data_folder", data_folder, "--corpus_options", listed]
+    script = f"recipes/{task}/evaluate.py"
+    folder = run(script, preset, name, *data, *options)
+    with open(os.path.join(folder, "table.md"), encoding="utf-8") as table:
+        return f"\n# {name}\n\n{table.read()}"
+
+
+def agreement(name, data_folder, adapter):
+    """How the adapter, and one at random, read the text LLM's continuations."""
+    listed = f"{{language: en, corpora: [{name}]"
+    listed += ", train_splits: [valid], valid_splits: [test]}"
+    data = ["--data_folder", data_folder, "--corpus_options", listed]
+    script = "recipes/continuation/generate.py"
+    unseen = run(script, "unseen", f"unseen_{name}", *data)
+    lines = [f"\n# agreement_{name}\n"]
+    for who, folder in (("starter", adapter), ("untrained", "null")):
+        options = ["--continuations", unseen, "--first_adapter", folder]
+        script = "recipes/blsp/train.py"
+        where = run(script, "agreement", f"agreement_{name}_{who}", *options)
+        with open(os.path.join(where, "start.json"), encoding="utf-8") as file:
+            seen = json.load(file)
+        facts = (f"{key} {seen[key]:.3f}" for key in ("agreement", "kl"))
+        lines.append(f"{who}: {', '.join(facts)}")
+    return "\n".join(lines)
 
 
 @one_line_errors
@@ -61,23 +86,25 @@ def main(arguments=None):
         epilog="Other options are given to all evaluations.",
     )
     parser.add_argument("--data_folder", required=True, help="speech folder")
+    parser.add_argument("--adapter_folder", default="pretrained/starter")
     args, options = parser.parse_known_args(arguments)
     data = os.path.abspath(args.data_folder)
     corpora = find_corpora(data)
     spoken = [name for name in corpora if name not in LABELS]
-    folders = []
+    options += ["--adapter_folder", args.adapter_folder]
+    tables = []
     for name in spoken:
-        folders.append(
-            measure("asr", f"asr_{name}", "asr", data, [name], options)
-        )
+        asr = ("asr", "asr", f"asr_{name}", data, [name], options)
+        tables.append(evaluate(*asr))
+        tables.append(agreement(name, data, args.adapter_folder))
     if spoken:
-        folders.append(measure("chat", "chat", "chat", data, spoken, options))
+        chat = ("chat", "chat", "chat", data, spoken, options)
+        tables.append(evaluate(*chat))
     for name, task in LABELS.items():
         if name in corpora:
-            folders.append(measure("slu", task, task, data, [name], options))
-    for folder in folders:
-        with open(os.path.join(folder, "table.md"), encoding="utf-8") as table:
-            print(f"\n# {os.path.basename(folder)}\n\n{table.read()}")
+            slu = ("slu", task, task, data, [name], options)
+            tables.append(evaluate(*slu))
+    print("\n".join(tables))
 
 
 if __name__ == "__main__":
