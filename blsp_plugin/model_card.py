@@ -134,6 +134,11 @@ def gather_results(source, metrics=()):
         dataset = known.get("data_folder")
         if not isinstance(dataset, str):
             dataset = "starter corpus" if known else "unknown"
+        options = known.get("corpus_options")
+        corpora = options.get("corpora") if isinstance(options, dict) else None
+        if corpora:  # of a folder of several
+            corpora = [corpora] if isinstance(corpora, str) else corpora
+            dataset = ", ".join(map(str, corpora))
         language = known.get("language")
         evaluations.append(
             Evaluation(

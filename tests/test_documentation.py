@@ -54,8 +54,8 @@ def place(tmp_path_factory):
             tiny_tasks(corpus, folder / "tasks"),
         ),
         # Few sentences and few rows: it is run, not trained.
-        "/data/speech": f"{tiny_speech_folder(corpus, folder / 'speech')}"
-        " --sentences 3 --number_of_epochs 1",
+        "starter.py ": "starter.py --sentences 3 --number_of_epochs 1 ",
+        "/data/speech": tiny_speech_folder(corpus, folder / "speech"),
         "openai/whisper-small": tiny_whisper(folder / "whisper", seed=3),
         "meta-llama/Llama-3.2-1B-Instruct": tiny_llm(folder / "llm", seed=3),
     }
