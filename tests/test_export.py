@@ -242,10 +242,16 @@ def test_model_card_says_what_is_known(tmp_path, whisper_folder, llm_folder):
     (asr / "hyperparams.yaml").write_text(
         "data_folder: /data/LibriSpeech\nlanguage: en\n"
     )
+    some = tmp_path / "some"
+    some.mkdir()
+    (some / "metrics.json").write_text('{"asr.speechllm.wer": 20}')
+    (some / "hyperparams.yaml").write_text(
+        "data_folder: /data/speech\ncorpus_options: {corpora: [bass, fsdd]}\n"
+    )
     export_adapter(
         output / "adapter",
         tmp_path / "packed",
-        metrics=[asr],
+        metrics=[asr, some],
         whisper="openai/whisper-small",
         llm="someone/llm",
         licence="apache-2.0",
@@ -257,7 +263,8 @@ def test_model_card_says_what_is_known(tmp_path, whisper_folder, llm_folder):
     assert front["library_name"] == "speechbrain"
     assert front["base_model"] == ["openai/whisper-small", "someone/llm"]
     assert front["language"] == ["en"]
-    [result] = front["model-index"][0]["results"]
+    result, of_some = front["model-index"][0]["results"]
+    assert of_some["dataset"]["name"] == "bass, fsdd"
     assert result["dataset"]["name"] == "LibriSpeech"
     assert result["metrics"] == [
         {"type": "wer", "value": 12.345, "name": "WER"}

@@ -281,6 +281,18 @@ def test_timings_of_what_is_written(systems, rows, tmp_path):
             assert first == pytest.approx(mean)
 
 
+def test_references_in_a_column_of_json():
+    """One slot of several; a clip that has not got it is asked all the same."""
+    task = Task("size", "Which size?", None, reference_key="slots.size")
+    assert task.columns == ["slots"]
+    said = ['{"size": "small", "roast": "dark"}', '{"roast": "dark"}', ""]
+    rows = [{"id": str(n), "slots": value} for n, value in enumerate(said)]
+    assert [task.reference(row) for row in rows] == ["small", "none", "none"]
+    for wrong in ("small", "[1, 2]", "3"):
+        with pytest.raises(BadInput, match="7: slots is no JSON object"):
+            task.reference({"id": "7", "slots": wrong})
+
+
 def test_no_transcripts(systems, rows, corpus, tmp_path):
     """A corpus of labels only; the systems that hear do without."""
     read = read_manifest(corpus.train_csv, text_key=None, probe=True).rows
