@@ -113,6 +113,19 @@ def test_speaking_goes_on_where_it_was_stopped(tmp_path):
         assert (soundfile.read(parts / row[1]["wav"])[0] == samples).all()
 
 
+def test_many_speakers_say_the_same(tmp_path):
+    for workers in (1, 2):
+        folder = tmp_path / str(workers)
+        assert list(speak(TEXTS, Humming(), folder, workers=workers)) == TEXTS
+    one, two = (
+        list(read_tsv(tmp_path / n / "manifest.tsv", ("id",))) for n in "12"
+    )
+    assert one == two
+    for _, row, _ in one:
+        samples = [soundfile.read(tmp_path / n / row["wav"])[0] for n in "12"]
+        assert (samples[0] == samples[1]).all()
+
+
 def test_sentences_are_said_in_many_ways(tmp_path):
     """Another seed, speed or noise is another clip of its own."""
     for seed, speeds, noisy in itertools.product(

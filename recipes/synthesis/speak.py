@@ -10,6 +10,7 @@ Authors
  * The blsp_plugin team 2026
 """
 
+import os
 import sys
 from collections import Counter
 
@@ -73,6 +74,7 @@ def main(argv):
         hparams["seed"],
         hparams["speeds"],
         hparams["noisy"],
+        hparams["workers"] or os.cpu_count(),
     )
     for _ in tqdm(spoken, desc="speaking", total=len(sentences)):
         pass
