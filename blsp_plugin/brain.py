@@ -209,6 +209,8 @@ class AlignmentBrain(sb.Brain):
             batch.packed.speech_tokens,
             self.hparams.state_masks if training else (),
         )
+        # The LLM will not be run: what it would be given need not be made.
+        self.model.adapter.only_listens = training and not self.response_losses
         if batch.states is None:
             speech = self.model.embed_speech(batch.mel, batch.mel_lengths, *how)
         else:

@@ -60,6 +60,7 @@ class CTCAdapter(nn.Module):
     """
 
     counts_transcript = True
+    only_listens = False  # for the losses on the frames alone: no speech
 
     def __init__(
         self,
@@ -144,6 +145,9 @@ class CTCAdapter(nn.Module):
             ``frames`` (batch,).
         """
         vectors, blank, frames, hidden = self._listen(states, lengths)
+        more = {"vectors": vectors, "blank": blank, "frames": frames}
+        if self.only_listens:
+            return vectors[:, :1] * 0, torch.ones_like(frames), more
         logits, ids = self._table.nearest(vectors, self.nearest)
         with torch.no_grad():
             kept = _kept(logits[..., 0] - blank, ids[..., 0], frames, tokens)
@@ -156,7 +160,6 @@ class CTCAdapter(nn.Module):
             beyond = self.beyond(hidden[clips, places].float())
             speech = speech + scale * beyond / hidden.shape[-1] ** 0.5
         speech = pad_sequence(speech.split(counts.tolist()), batch_first=True)
-        more = {"vectors": vectors, "blank": blank, "frames": frames}
         return speech, counts.to(frames.device), more
 
     def _listen(self, states, lengths):
