@@ -39,6 +39,7 @@ __all__ = [
     "check_package",
     "file_digest",
     "load_adapter",
+    "load_layers",
     "open_package",
     "opening_yaml",
     "read_facts",
@@ -547,3 +548,43 @@ def load_adapter(model, prompt, folder):
         ) from error
     _load_lora(model, folder, bool(facts.get("lora")))
     _check_digests(facts, folder)
+
+
+def load_layers(adapter, folder):
+    """Begin with those layers of another LLM's adapter that fit this one.
+
+    What hears is nearly the same for every LLM; what speaks its embeddings is
+    not, and stays as it is.
+
+    Arguments
+    ---------
+    adapter : torch.nn.Module
+        Gets the weights of the same names and shapes.
+    folder : str
+        Holds ``adapter.safetensors``.
+
+    Returns
+    -------
+    list of str
+        Names of the weights that stay as they are.
+
+    Raises
+    ------
+    BadInput
+        If the file is missing or corrupt, or nothing of it fits.
+    """
+    path = os.path.join(folder, ADAPTER_FILES[1])
+    weights, own = _read_weights(path, "adapter"), adapter.state_dict()
+    shapes = _shapes(own)
+    fitting = {
+        name: tensor
+        for name, tensor in weights.items()
+        if shapes.get(name) == tuple(tensor.shape)
+    }
+    if not fitting:
+        raise BadInput(
+            f"{path}: has no layer that fits a {type(adapter).__name__} of "
+            "these sizes; name the folder of an adapter of the same class"
+        )
+    adapter.load_state_dict(fitting, strict=False)
+    return sorted(own.keys() - fitting.keys())

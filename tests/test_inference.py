@@ -8,7 +8,7 @@ import torch
 from blsp_plugin.errors import BadInput
 from blsp_plugin.hparams import excerpt_hparams
 from blsp_plugin.inference import SpeechLLM
-from blsp_plugin.package import load_adapter, save_adapter
+from blsp_plugin.package import load_adapter, load_layers, save_adapter
 from blsp_plugin.packing import Row, pack
 from tests.conftest import make_wavs
 from tests.tiny import tiny_llm
@@ -154,3 +154,25 @@ def test_damaged_adapters_are_one_line(folder, model, prompt, tmp_path):
     model.adapter = ConvAdapter(32, model.llm.hidden_size, bottleneck=8)
     with pytest.raises(BadInput, match="does not fit"):
         load_adapter(model, prompt, tmp_path)
+
+
+def test_layers_of_another_llms_adapter(folder, model, tmp_path):
+    """What hears is taken over, what speaks another LLM's embeddings is not."""
+    from blsp_plugin.adapters import ConvAdapter, CTCAdapter
+
+    torch.manual_seed(1)
+    other = ConvAdapter(32, 48, bottleneck=16)
+    before = {k: v.clone() for k, v in other.state_dict().items()}
+    new = load_layers(other, folder)
+    trained = model.adapter.state_dict()
+    assert new and len(new) < len(before)
+    for name, tensor in other.state_dict().items():
+        if name in new:
+            assert tensor.shape != trained[name].shape
+            assert torch.equal(tensor, before[name])
+        else:
+            assert not torch.equal(tensor, before[name])
+    with pytest.raises(BadInput, match="has no layer that fits a CTCAdapter"):
+        load_layers(CTCAdapter(40, 48), folder)
+    with pytest.raises(BadInput, match="no such file"):
+        load_layers(other, tmp_path)

@@ -23,6 +23,7 @@ from functools import partial
 
 import speechbrain as sb
 from speechbrain.utils.distributed import if_main_process
+from speechbrain.utils.logger import get_logger
 
 from blsp_plugin.brain import AlignmentBrain
 from blsp_plugin.checkpoints import check_provenance
@@ -30,7 +31,9 @@ from blsp_plugin.dataio import training_data
 from blsp_plugin.errors import one_line_errors
 from blsp_plugin.files import atomic_write, write_json
 from blsp_plugin.hparams import excerpt_hparams, load_hparams
-from blsp_plugin.package import load_adapter, save_adapter
+from blsp_plugin.package import load_adapter, load_layers, save_adapter
+
+logger = get_logger(__name__)
 
 
 @one_line_errors
@@ -52,7 +55,11 @@ def main(argv):
         checkpointer=hparams["checkpointer"],
     )
     check_provenance(hparams["train_data"], brain.base)
-    if hparams["first_adapter"] is not None:  # a checkpoint replaces it
+    # What they give is replaced by a checkpoint where there is one.
+    if hparams["first_layers"] is not None:
+        new = load_layers(brain.model.adapter, hparams["first_layers"])
+        logger.info("begins anew: %s", ", ".join(new))
+    if hparams["first_adapter"] is not None:
         load_adapter(brain.model, hparams["prompt"], hparams["first_adapter"])
     data = training_data(hparams, brain)
 
