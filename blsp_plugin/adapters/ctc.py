@@ -42,6 +42,9 @@ class CTCAdapter(nn.Module):
         Odd, of the blocks' depth-wise convolutions, in frames of 80 ms.
     nearest : int
         Embeddings that a speech token is a mean of.
+    sharpness : float
+        Power that the shares of the mean are raised to; 1: as CTC gives them.
+        The LLM reads a token better than a mean of many.
     tokens_per_second : float
         Speech tokens to expect, for batch budgets.
     dropout : float
@@ -69,11 +72,13 @@ class CTCAdapter(nn.Module):
         layers=5,
         kernel_size=11,
         nearest=16,
+        sharpness=2.0,
         tokens_per_second=4.0,
         dropout=0.1,
     ):
         super().__init__()
         self.nearest = nearest
+        self.sharpness = sharpness
         self.tokens_per_second = tokens_per_second
         self.dropout = dropout
         self.norm_in = nn.LayerNorm(input_size)
@@ -101,6 +106,7 @@ class CTCAdapter(nn.Module):
             "layers": len(self.blocks),
             "kernel_size": self.blocks[0].conv.kernel_size[0],
             "nearest": self.nearest,
+            "sharpness": self.sharpness,
             "tokens_per_second": self.tokens_per_second,
             "dropout": self.dropout,
         }
@@ -154,7 +160,8 @@ class CTCAdapter(nn.Module):
         counts = torch.tensor([len(places) for places in kept])
         clips = torch.arange(len(kept)).repeat_interleave(counts)
         clips, places = clips.to(ids.device), torch.cat(kept)
-        speech = self._table.mean(vectors[clips, places], ids[clips, places])
+        sharp = vectors[clips, places] * self.sharpness
+        speech = self._table.mean(sharp, ids[clips, places])
         with torch.autocast(speech.device.type, enabled=False):
             scale = speech.detach().square().mean(-1, keepdim=True).sqrt()
             beyond = self.beyond(hidden[clips, places].float())
