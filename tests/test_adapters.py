@@ -33,7 +33,8 @@ KINDS = {
     "mlp-8": (ConcatMLPAdapter, {"hidden_size": 24, "stride": 8}),
     "mlp-16": (ConcatMLPAdapter, {"hidden_size": 24, "stride": 16}),
     "cformer": (CFormerAdapter, {"layers": (1, 1), "heads": 4}),
-    "ctc": (CTCAdapter, {"layers": 2, "dropout": 0.0}),
+    # Random tokens are not to be trusted: no sharper than they are.
+    "ctc": (CTCAdapter, {"layers": 2, "dropout": 0.0, "sharpness": 1.0}),
 }
 # What trains them beside the response.
 INPUT_LOSSES = {
@@ -215,7 +216,7 @@ def test_ctc_gives_as_many_tokens_as_are_asked_for():
 
 
 def test_ctc_speech_is_a_mean_that_the_gradient_passes():
-    """Between two tokens: the shares are those of the softmax."""
+    """Between two tokens: the shares are those of the sharpened softmax."""
     adapter, table = ctc_adapter([[7]], [[0.0]], [1])
     unit = functional.normalize(table.detach(), dim=-1)
     hidden = torch.randn(1, 1, 32)
@@ -228,7 +229,7 @@ def test_ctc_speech_is_a_mean_that_the_gradient_passes():
     )
     adapter.nearest = 50
     speech, _, _ = adapter(None, None)
-    expected = (unit @ vector).softmax(0) @ table
+    expected = (unit @ vector * adapter.sharpness).softmax(0) @ table
     assert torch.allclose(speech[0, 0], expected, atol=1e-5)
     speech.sum().backward()
     assert vector.grad.abs().sum() > 0
@@ -238,6 +239,16 @@ def test_ctc_speech_is_a_mean_that_the_gradient_passes():
     speech, _, _ = adapter(None, None)
     scale = expected.square().mean().sqrt()
     assert torch.allclose(speech[0, 0], expected + scale, atol=1e-5)
+
+
+def test_ctc_that_listens_already_trains_the_rest():
+    """All but the linear map is held; the weights' names are the same."""
+    sizes = {"input_size": 32, "output_size": 64, "layers": 1}
+    adapter = CTCAdapter(**sizes, train_listening=False)
+    learning = {n for n, p in adapter.named_parameters() if p.requires_grad}
+    assert learning == {"beyond.weight", "beyond.bias"}
+    CTCAdapter(**sizes).load_state_dict(adapter.state_dict())
+    assert CTCAdapter(**sizes).sizes() == adapter.sizes()
 
 
 def test_cformer_evaluates_as_it_trains(monkeypatch):

@@ -49,6 +49,9 @@ class CTCAdapter(nn.Module):
         Speech tokens to expect, for batch budgets.
     dropout : float
         In training.
+    train_listening : bool
+        False: all that CTC trains stays as it is, and only the linear map is
+        trained. No part of the file: it is of a training, not of the adapter.
 
     Example
     -------
@@ -75,6 +78,7 @@ class CTCAdapter(nn.Module):
         sharpness=2.0,
         tokens_per_second=4.0,
         dropout=0.1,
+        train_listening=True,
     ):
         super().__init__()
         self.nearest = nearest
@@ -96,6 +100,8 @@ class CTCAdapter(nn.Module):
         self.beyond = nn.Linear(input_size, output_size)
         for parameter in self.beyond.parameters():
             nn.init.zeros_(parameter)
+        self.requires_grad_(train_listening)
+        self.beyond.requires_grad_(True)
         self._table = None
 
     def sizes(self):
