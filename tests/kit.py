@@ -31,6 +31,7 @@ def tiny_kit(folder):
     """
     tiny_whisper(folder / "whisper-base")
     tiny_llm(folder / "smollm2-135m-instruct")
+    tiny_llm(folder / "gemma3-270m", seed=1)
     tiny_corpus(folder / "corpus-en", n=8, n_eval=8)
     for part in folder.iterdir():
         files = {
@@ -80,6 +81,8 @@ def tiny_librispeech(corpus, folder):
 def tiny_speech_folder(corpus, folder):
     """A speech folder of one corpus; see `blsp_plugin.data.speech_folder`.
 
+    Its French translations are the English.
+
     Arguments
     ---------
     corpus : SimpleNamespace
@@ -91,12 +94,12 @@ def tiny_speech_folder(corpus, folder):
     -------
     pathlib.Path
     """
-    lines = ["\t".join(NEEDED)]
+    lines = ["\t".join((*NEEDED, "tr_fr"))]
     for split in ("train", "valid", "test"):
         manifest = getattr(corpus, f"{split}_csv")
         for row in read_manifest(manifest, data_root=corpus.data_root).rows:
             facts = (row["id"], row["wav"], str(row["duration"]), "she", "en")
-            lines.append("\t".join((*facts, split, row["text"])))
+            lines.append("\t".join((*facts, split, row["text"], row["text"])))
     (folder / "tiny").mkdir(parents=True)
     (folder / "tiny" / "manifest.tsv").write_text("\n".join(lines) + "\n")
     return folder
