@@ -27,6 +27,7 @@ __all__ = [
     "decode",
     "decode_ids",
     "decoded_text",
+    "response_limits",
     "read_prompts",
 ]
 
@@ -63,7 +64,7 @@ class Generation(NamedTuple):
     text : str
         Their text, special tokens left out, stripped.
     ended : bool
-        Whether the model ended it; False if it was cut at ``max_new_tokens``.
+        Whether the model ended it; False if it was cut at its limit.
     """
 
     ids: list
@@ -98,7 +99,7 @@ def decode(
     inputs_embeds,
     attention_mask,
     prefixes,
-    max_new_tokens,
+    limits,
     on_first_token=None,
 ):
     """Decode prompts greedily.
@@ -114,8 +115,8 @@ def decode(
         Shape (batch, time), 1 on valid tokens.
     prefixes : sequence of tuple of int
         Token ids that the prompts start with, one prefix a row.
-    max_new_tokens : int
-        Longest response.
+    limits : sequence of int
+        Longest response to each prompt, at least 1.
     on_first_token : callable, optional
         Called without arguments once the first tokens are known.
 
@@ -126,11 +127,39 @@ def decode(
     """
     with llm.running():
         parts = list(read_prompts(llm, inputs_embeds, attention_mask, prefixes))
-        cache, mask, logits = _stack(llm, parts, room=max_new_tokens)
+        cache, mask, logits = _stack(llm, parts, room=max(limits))
         if on_first_token is not None:
             logits.argmax(-1).tolist()  # waits for the device
             on_first_token()
-        return _decode(llm, cache, mask, logits, max_new_tokens)
+        return _decode(llm, cache, mask, logits, limits)
+
+
+def response_limits(rows, max_new_tokens=64, max_decode_ratio=None, **decoding):
+    """How many tokens each response may have.
+
+    Arguments
+    ---------
+    rows : sequence of Row
+        Prompts.
+    max_new_tokens : int
+        Of any response.
+    max_decode_ratio : float, optional
+        Of a response, for each token in the slot of its prompt.
+    **decoding : dict
+        Other settings.
+
+    Returns
+    -------
+    limits : list of int
+        At least 1 each.
+    decoding : dict
+        The other settings.
+    """
+    limits = [max_new_tokens] * len(rows)
+    if max_decode_ratio is not None:
+        longest = (max_decode_ratio * row.slot_length for row in rows)
+        limits = [max(1, min(max_new_tokens, int(n))) for n in longest]
+    return limits, decoding
 
 
 def read_prompts(llm, inputs_embeds, attention_mask, prefixes):
@@ -159,19 +188,23 @@ def read_prompts(llm, inputs_embeds, attention_mask, prefixes):
         )
 
 
-def _decode(llm, cache, mask, logits, max_new_tokens):
+def _decode(llm, cache, mask, logits, limits):
     """Write greedily behind prompts that have been read."""
     places = mask.sum(1, keepdim=True)  # of the next token
     written, ended = [[] for _ in mask], [False] * len(mask)
     here = list(range(len(mask)))  # rows still in the batch
-    for step in range(max_new_tokens):
+
+    def goes_on(row):
+        return not ended[row] and len(written[row]) < limits[row]
+
+    for step in range(max(limits)):
         tokens = logits.argmax(-1)
         for row, token in zip(here, tokens.tolist(), strict=True):
-            ended[row] = ended[row] or token in llm.stop_ids
-            if not ended[row]:
-                written[row].append(token)
-        going = [i for i, row in enumerate(here) if not ended[row]]
-        if not going or step == max_new_tokens - 1:
+            if goes_on(row):
+                ended[row] = token in llm.stop_ids
+                written[row] += [] if ended[row] else [token]
+        going = [i for i, row in enumerate(here) if goes_on(row)]
+        if not going:
             break
         # Leaving costs a copy of the keys and values: not for every row.
         if len(going) <= 0.85 * len(here):
@@ -180,7 +213,7 @@ def _decode(llm, cache, mask, logits, max_new_tokens):
             here = [here[i] for i in going]
             # Columns that only rows with longer prompts had are given up too.
             used = int(mask.any(0).nonzero()[0])
-            room = max_new_tokens - step
+            room = max(limits) - step
             cache = _cut(llm, cache, keep, used, room)
             mask = mask[:, used:]
         mask = torch.cat([mask, mask.new_ones(len(here), 1)], 1)
@@ -224,7 +257,7 @@ def decode_ids(llm, prompts, max_new_tokens):
         llm.embed(packed.input_ids),
         packed.attention_mask,
         packed.prefixes,
-        max_new_tokens,
+        [max_new_tokens] * len(prompts),
     )
 
 

@@ -358,8 +358,8 @@ class FrozenLLM(torch.nn.Module):
             Shape (batch, time, hidden_size), left-padded.
         attention_mask : torch.Tensor
             Shape (batch, time), 1 on valid tokens.
-        max_new_tokens : int
-            Longest response, in tokens.
+        max_new_tokens : int or list of int
+            Longest response, in tokens: of all rows, or of each.
         num_beams : int
             1 is greedy.
         stop : str, optional
@@ -379,18 +379,24 @@ class FrozenLLM(torch.nn.Module):
             kwargs.update(stop_strings=[stop], tokenizer=self.tokenizer)
         if on_first_token is not None:
             kwargs["logits_processor"] = [_Once(on_first_token)]
+        limits = max_new_tokens
+        if isinstance(limits, int):
+            limits = [limits] * len(inputs_embeds)
         with self.running():
             sequences = self.model.generate(
                 inputs_embeds=inputs_embeds.to(self.dtype),
                 attention_mask=attention_mask,
-                max_new_tokens=max_new_tokens,
+                max_new_tokens=max(limits),
                 num_beams=num_beams,
                 do_sample=kwargs.pop("do_sample", False),
                 eos_token_id=self.stop_ids,
                 pad_token_id=self.tokenizer.pad_token_id,
                 **kwargs,
             )
-        return [self._generation(row, stop) for row in sequences.tolist()]
+        return [
+            self._generation(row[:limit], stop)
+            for row, limit in zip(sequences.tolist(), limits, strict=True)
+        ]
 
     def _generation(self, ids, stop):
         """Cut a row of ids at its end and decode it."""

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from blsp_plugin.decoding import can_decode, decode
+from blsp_plugin.decoding import can_decode, decode, response_limits
 from blsp_plugin.lengths import encoder_frames, mel_frames
 from blsp_plugin.losses import TeacherStates
 from blsp_plugin.packing import pack, predictors, scatter_speech
@@ -210,8 +210,10 @@ class BLSP(torch.nn.Module):
         speech : SpeechEmbeddings, optional
             Of the same rows.
         **decoding : dict
-            Passed on to `FrozenLLM.generate` (``max_new_tokens``, ...);
-            ``on_first_token`` is called once the first tokens are known.
+            Passed on to `FrozenLLM.generate` (``max_new_tokens``, ...), but
+            for ``max_decode_ratio``, tokens of a response for each token in
+            its slot at most (as the toolkit's searchers have it); and
+            ``on_first_token``, called once the first tokens are known.
 
         Returns
         -------
@@ -224,12 +226,13 @@ class BLSP(torch.nn.Module):
 
     def _generate(self, rows, speech, on_first_token=None, **decoding):
         llm = self.llm
+        limits, decoding = response_limits(rows, **decoding)
         pad_id = llm.tokenizer.pad_token_id
         # Prefixes are padded to the longest, and what follows them too.
         longest = max(len(row.prefix) for row in rows)
         longest += max(row.length - len(row.prefix) for row in rows)
-        longest += decoding.get("max_new_tokens", 64)
-        plain = set(decoding) <= {"max_new_tokens", "num_beams", "stop"}
+        longest += max(limits)
+        plain = set(decoding) <= {"num_beams", "stop"}
         plain = plain and decoding.get("num_beams", 1) == 1
         plain = plain and decoding.get("stop") is None
         plain = plain and can_decode(llm, longest)
@@ -238,12 +241,11 @@ class BLSP(torch.nn.Module):
         embeds = self.inputs_embeds(packed, speech).to(llm.dtype)
         mask = packed.attention_mask
         if plain:
-            limit = decoding.get("max_new_tokens", 64)
             return decode(
-                llm, embeds, mask, packed.prefixes, limit, on_first_token
+                llm, embeds, mask, packed.prefixes, limits, on_first_token
             )
         return llm.generate(
-            embeds, mask, on_first_token=on_first_token, **decoding
+            embeds, mask, limits, on_first_token=on_first_token, **decoding
         )
 
     @torch.no_grad()

@@ -110,7 +110,7 @@ def test_each_adapter_trains(kind, model, prompt):
     tokens, counts = packed.slot_mask.sum(1), packed.response_tokens
     optimizer = torch.optim.Adam(adapter.parameters(), lr=3e-3)
     values, totals = [], []
-    for _ in range(40):
+    for _ in range(60):
         speech = model.embed_speech(mel, lengths, tokens)
         states = model(packed, speech)
         loss = response_loss([ResponseCrossEntropy()], states, None, model.llm)

@@ -284,6 +284,21 @@ def test_generation_tells_ended_from_cut(model, prompt):
         assert not set(answer.ids) & set(model.llm.stop_ids)
 
 
+def test_a_response_is_as_long_as_its_slot_allows(model, prompt, llm_folder):
+    """Cut there, each row by itself, whoever decodes."""
+    prefix, suffix = prompt.ids(INSTRUCTION)
+    rows = [Row(prefix, (20,) * n, suffix) for n in (1, 3, 5, 30)]
+    free = model.generate(rows, max_new_tokens=12)
+    assert max(len(answer.ids) for answer in free) == 12
+    allowed = [1, 4, 7, 12]
+    for sharing in (True, False):
+        model.llm = FrozenLLM(llm_folder, prefix_reuse=sharing)
+        some = model.generate(rows, max_new_tokens=12, max_decode_ratio=1.5)
+        for answer, whole, most in zip(some, free, allowed, strict=True):
+            assert answer.ids == whole.ids[:most]
+            assert answer.ended == (whole.ended and len(whole.ids) < most)
+
+
 @torch.no_grad()
 def test_clips_of_similar_length_go_together(model):
     """What `embed_speech` gives is what one pass over all clips gives."""

@@ -149,7 +149,7 @@ class LocalEngine(Engine):
         """Whole answers, decoded together."""
         llm = self.llm
         longest = max(len(job.embeds) for job in batch)
-        limit = max(job.wish.max_new_tokens for job in batch)
+        limits = [job.wish.max_new_tokens for job in batch]
         embeds = torch.zeros(
             len(batch),
             longest,
@@ -163,22 +163,19 @@ class LocalEngine(Engine):
         for row, job in enumerate(batch):
             embeds[row, longest - len(job.embeds) :] = job.embeds
             mask[row, longest - len(job.embeds) :] = 1
-        if can_decode(llm, longest + limit):
-            answers = decode(llm, embeds, mask, [()] * len(batch), limit)
+        if can_decode(llm, longest + max(limits)):
+            answers = decode(llm, embeds, mask, [()] * len(batch), limits)
         else:
-            answers = llm.generate(embeds, mask, max_new_tokens=limit)
+            answers = llm.generate(embeds, mask, limits)
         for job, answer in zip(batch, answers, strict=True):
-            own = job.wish.max_new_tokens
-            ended = answer.ended and len(answer.ids) < own
-            ids = iter(answer.ids[:own])
-            pieces = text_pieces(llm.tokenizer, _counted(job, ids))
+            pieces = text_pieces(llm.tokenizer, _counted(job, iter(answer.ids)))
             cutter = Cutter(job.wish.stop)
             text = ""
             for piece in pieces:
                 text += cutter.feed(piece)
                 if cutter.ended:
                     break
-            self._end(job, cutter, ended, text)
+            self._end(job, cutter, answer.ended, text)
 
     def _step(self, job):
         """The next piece of a sequence."""
