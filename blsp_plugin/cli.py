@@ -258,6 +258,14 @@ def _add_transcribe(subparsers):
         metavar="N",
         help="files read together, at most (default: 16)",
     )
+    parser.add_argument(
+        "--max-decode-ratio",
+        "--max_decode_ratio",
+        type=float,
+        metavar="R",
+        help="tokens of a transcript per token of the speech, at most: cuts "
+        "what loops (default: any)",
+    )
     _add_model_options(parser)
 
 

@@ -215,6 +215,7 @@ def transcribe(args):
             speech_llm.transcribe_instruction,
             batch_size=args.batch_size,
             max_new_tokens=args.max_new_tokens,
+            max_decode_ratio=args.max_decode_ratio,
         ):
             with tqdm.external_write_mode(file=sys.stderr):
                 if transcript.error is not None:

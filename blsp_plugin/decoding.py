@@ -19,6 +19,7 @@ from torch.nn.functional import pad
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from blsp_plugin.errors import BadInput
 from blsp_plugin.packing import Row, pack
 
 __all__ = [
@@ -144,7 +145,8 @@ def response_limits(rows, max_new_tokens=64, max_decode_ratio=None, **decoding):
     max_new_tokens : int
         Of any response.
     max_decode_ratio : float, optional
-        Of a response, for each token in the slot of its prompt.
+        Of a response, for each token in the slot of its prompt; any if not
+        given.
     **decoding : dict
         Other settings.
 
@@ -154,9 +156,18 @@ def response_limits(rows, max_new_tokens=64, max_decode_ratio=None, **decoding):
         At least 1 each.
     decoding : dict
         The other settings.
+
+    Raises
+    ------
+    BadInput
+        If the ratio is not above 0.
     """
     limits = [max_new_tokens] * len(rows)
     if max_decode_ratio is not None:
+        if not max_decode_ratio > 0:
+            raise BadInput(
+                f"max_decode_ratio {max_decode_ratio}: give more than 0"
+            )
         longest = (max_decode_ratio * row.slot_length for row in rows)
         limits = [max(1, min(max_new_tokens, int(n))) for n in longest]
     return limits, decoding

@@ -185,7 +185,7 @@ class SpeechLLM(Pretrained):
         max_new_tokens : int
             Longest answer, in tokens.
         **decoding : dict
-            Passed on to `FrozenLLM.generate`.
+            As in `BLSP.generate` (``max_decode_ratio``, ``num_beams``).
 
         Returns
         -------
@@ -217,7 +217,7 @@ class SpeechLLM(Pretrained):
         batch_size : int
             Clips that are read and answered together.
         **decoding : dict
-            Passed on to `FrozenLLM.generate`.
+            As in `BLSP.generate` (``max_decode_ratio``, ``num_beams``).
 
         Returns
         -------

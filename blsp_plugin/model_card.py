@@ -61,11 +61,14 @@ class Evaluation(NamedTuple):
         Spoken there.
     figures : dict of float
         ``<task>.<system>.<figure>`` -> number.
+    max_decode_ratio : float, optional
+        Tokens of an answer for each of the slot, where it was limited.
     """
 
     dataset: str
     language: str
     figures: dict
+    max_decode_ratio: float | None = None
 
 
 class Results(NamedTuple):
@@ -145,6 +148,7 @@ def gather_results(source, metrics=()):
                 os.path.basename(dataset.rstrip("/")),
                 language if isinstance(language, str) else None,
                 figures,
+                known.get("max_decode_ratio"),
             )
         )
     return Results(training, settings, losses, evaluations)
@@ -314,6 +318,16 @@ def _results_text(results):
         "and on Whisper's (cascade).\n\n| task | data | figure | value | "
         "beside it |\n|---|---|---|---|---|\n"
     )
+    limited = {}
+    for evaluation in results.evaluations:
+        if evaluation.max_decode_ratio is not None:
+            names = limited.setdefault(evaluation.max_decode_ratio, [])
+            names.append(evaluation.dataset)
+    lines += [
+        f"\n{', '.join(names)}: answers of at most {ratio:g} tokens for each "
+        "token of the speech or the transcript (`max_decode_ratio`)."
+        for ratio, names in limited.items()
+    ]
     return head + "\n".join(lines) + "\n"
 
 

@@ -217,6 +217,8 @@ def test_transcribe_names_bad_files_and_goes_on(place, speech_llm):
         "--json",
         "--max-new-tokens",
         9,
+        "--max-decode-ratio",
+        1.5,
         "--batch-size",
         3,
     )
@@ -228,6 +230,7 @@ def test_transcribe_names_bad_files_and_goes_on(place, speech_llm):
         [str(place / path) for path in paths],
         speech_llm.transcribe_instruction,
         max_new_tokens=9,
+        max_decode_ratio=1.5,
     )
     assert [line["text"] for line in lines] == expected
     assert [line["seconds"] for line in lines] == [0.5, 1.2, 0.3, 0.9]

@@ -240,7 +240,7 @@ def test_model_card_says_what_is_known(tmp_path, whisper_folder, llm_folder):
         )
     )
     (asr / "hyperparams.yaml").write_text(
-        "data_folder: /data/LibriSpeech\nlanguage: en\n"
+        "data_folder: /data/LibriSpeech\nlanguage: en\nmax_decode_ratio: 1.5\n"
     )
     some = tmp_path / "some"
     some.mkdir()
@@ -271,6 +271,7 @@ def test_model_card_says_what_is_known(tmp_path, whisper_folder, llm_folder):
     ]
     for said in (
         "12.3 [11.0, 13.0] | cascade 9.0",
+        "LibriSpeech: answers of at most 1.5 tokens for each",
         "ResponseCrossEntropy",
         "`number_of_epochs` 10",
         "steps: 12",

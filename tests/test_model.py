@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from blsp_plugin.errors import BadInput
 from blsp_plugin.lengths import mel_frames, similar_lengths
 from blsp_plugin.llm import FrozenLLM
 from blsp_plugin.losses import ResponseCrossEntropy, response_loss
@@ -297,6 +298,8 @@ def test_a_response_is_as_long_as_its_slot_allows(model, prompt, llm_folder):
         for answer, whole, most in zip(some, free, allowed, strict=True):
             assert answer.ids == whole.ids[:most]
             assert answer.ended == (whole.ended and len(whole.ids) < most)
+    with pytest.raises(BadInput, match="max_decode_ratio 0: give more"):
+        model.generate(rows, max_decode_ratio=0)
 
 
 @torch.no_grad()
