@@ -185,6 +185,13 @@ def _positive(text):
     return number
 
 
+def _above_zero(text):
+    number = float(text)
+    if not number > 0:
+        raise argparse.ArgumentTypeError(f"{number} is not above 0")
+    return number
+
+
 def _add_answer(subparsers):
     parser = _command(
         subparsers,
@@ -261,7 +268,7 @@ def _add_transcribe(subparsers):
     parser.add_argument(
         "--max-decode-ratio",
         "--max_decode_ratio",
-        type=float,
+        type=_above_zero,
         metavar="R",
         help="tokens of a transcript per token of the speech, at most: cuts "
         "what loops (default: any)",

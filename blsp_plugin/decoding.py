@@ -135,7 +135,7 @@ def decode(
         return _decode(llm, cache, mask, logits, limits)
 
 
-def response_limits(rows, max_new_tokens=64, max_decode_ratio=None, **decoding):
+def response_limits(rows, max_new_tokens, max_decode_ratio=None):
     """How many tokens each response may have.
 
     Arguments
@@ -145,32 +145,26 @@ def response_limits(rows, max_new_tokens=64, max_decode_ratio=None, **decoding):
     max_new_tokens : int
         Of any response.
     max_decode_ratio : float, optional
-        Of a response, for each token in the slot of its prompt; any if not
-        given.
-    **decoding : dict
-        Other settings.
+        Of a response, for each token in the slot of its prompt (as for the
+        toolkit's searchers, whose ratio is of encoder frames); any number if
+        not given.
 
     Returns
     -------
-    limits : list of int
+    list of int
         At least 1 each.
-    decoding : dict
-        The other settings.
 
     Raises
     ------
     BadInput
         If the ratio is not above 0.
     """
-    limits = [max_new_tokens] * len(rows)
-    if max_decode_ratio is not None:
-        if not max_decode_ratio > 0:
-            raise BadInput(
-                f"max_decode_ratio {max_decode_ratio}: give more than 0"
-            )
-        longest = (max_decode_ratio * row.slot_length for row in rows)
-        limits = [max(1, min(max_new_tokens, int(n))) for n in longest]
-    return limits, decoding
+    if max_decode_ratio is None:
+        return [max_new_tokens] * len(rows)
+    if not max_decode_ratio > 0:
+        raise BadInput(f"max_decode_ratio {max_decode_ratio}: give more than 0")
+    longest = (max_decode_ratio * row.slot_length for row in rows)
+    return [max(1, int(min(max_new_tokens, n))) for n in longest]
 
 
 def read_prompts(llm, inputs_embeds, attention_mask, prefixes):
@@ -213,7 +207,8 @@ def _decode(llm, cache, mask, logits, limits):
         for row, token in zip(here, tokens.tolist(), strict=True):
             if goes_on(row):
                 ended[row] = token in llm.stop_ids
-                written[row] += [] if ended[row] else [token]
+                if not ended[row]:
+                    written[row].append(token)
         going = [i for i, row in enumerate(here) if goes_on(row)]
         if not going:
             break
@@ -224,7 +219,7 @@ def _decode(llm, cache, mask, logits, limits):
             here = [here[i] for i in going]
             # Columns that only rows with longer prompts had are given up too.
             used = int(mask.any(0).nonzero()[0])
-            room = max(limits) - step
+            room = max(limits[row] for row in here) - step
             cache = _cut(llm, cache, keep, used, room)
             mask = mask[:, used:]
         mask = torch.cat([mask, mask.new_ones(len(here), 1)], 1)

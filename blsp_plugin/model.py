@@ -210,10 +210,8 @@ class BLSP(torch.nn.Module):
         speech : SpeechEmbeddings, optional
             Of the same rows.
         **decoding : dict
-            Passed on to `FrozenLLM.generate` (``max_new_tokens``, ...), but
-            for ``max_decode_ratio``, tokens of a response for each token in
-            its slot at most (as the toolkit's searchers have it); and
-            ``on_first_token``, called once the first tokens are known.
+            ``max_new_tokens`` and ``max_decode_ratio``, see `response_limits`;
+            ``on_first_token`` and others as in `FrozenLLM.generate`.
 
         Returns
         -------
@@ -224,17 +222,22 @@ class BLSP(torch.nn.Module):
                 return self._generate(rows, None, **decoding)
         return self._generate(rows, speech, **decoding)
 
-    def _generate(self, rows, speech, on_first_token=None, **decoding):
+    def _generate(
+        self,
+        rows,
+        speech,
+        max_new_tokens=64,
+        max_decode_ratio=None,
+        on_first_token=None,
+        **decoding,
+    ):
         llm = self.llm
-        limits, decoding = response_limits(rows, **decoding)
+        limits = response_limits(rows, max_new_tokens, max_decode_ratio)
         pad_id = llm.tokenizer.pad_token_id
         # Prefixes are padded to the longest, and what follows them too.
-        longest = max(len(row.prefix) for row in rows)
+        longest = max(limits) + max(len(row.prefix) for row in rows)
         longest += max(row.length - len(row.prefix) for row in rows)
-        longest += max(limits)
-        plain = set(decoding) <= {"num_beams", "stop"}
-        plain = plain and decoding.get("num_beams", 1) == 1
-        plain = plain and decoding.get("stop") is None
+        plain = decoding.items() <= {"num_beams": 1, "stop": None}.items()
         plain = plain and can_decode(llm, longest)
         packed = pack(rows, pad_id, llm.eos_id, "left", share_prefix=plain)
         packed = packed.to(llm.device)
@@ -283,7 +286,7 @@ class BLSP(torch.nn.Module):
         prompt : Prompt
             Of the LLM.
         **decoding : dict
-            Passed on to `FrozenLLM.generate`.
+            As in `generate`.
 
         Returns
         -------

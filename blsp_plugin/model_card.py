@@ -143,12 +143,13 @@ def gather_results(source, metrics=()):
             corpora = [corpora] if isinstance(corpora, str) else corpora
             dataset = ", ".join(map(str, corpora))
         language = known.get("language")
+        ratio = known.get("max_decode_ratio")
         evaluations.append(
             Evaluation(
                 os.path.basename(dataset.rstrip("/")),
                 language if isinstance(language, str) else None,
                 figures,
-                known.get("max_decode_ratio"),
+                ratio if isinstance(ratio, int | float) else None,
             )
         )
     return Results(training, settings, losses, evaluations)

@@ -173,6 +173,10 @@ def test_answers_as_json(here, speech_llm, capsys):
         (["export", "results/blsp/adapter", "x"], "--whisper <hub id>"),
         (["transcribe", "clip 0.flac", "--output", "bad.wav"], "bad.wav"),
         (["transcribe", "clip 0.flac", "--output", "results"], "results"),
+        (
+            ["transcribe", "x.wav", "--max-decode-ratio", "0"],
+            "0.0 is not above",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -184,6 +188,15 @@ def test_mistakes_are_one_line(here, capsys, words, says):
     assert not shown.out
     assert shown.err.startswith("error: ") and shown.err.count("\n") == 1
     assert says in shown.err
+
+
+@pytest.mark.parametrize("option", ["--max-new-tokens", "--max-decode-ratio"])
+def test_limits_are_above_zero(capsys, option):
+    """Refused for all clips at once, not for each."""
+    with pytest.raises(SystemExit) as stop:
+        main(["transcribe", "clip 0.flac", option, "0"])
+    assert stop.value.code == 2
+    assert f"argument {option}" in capsys.readouterr().err
 
 
 def test_where_the_adapter_is_looked_for(

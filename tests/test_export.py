@@ -247,6 +247,7 @@ def test_model_card_says_what_is_known(tmp_path, whisper_folder, llm_folder):
     (some / "metrics.json").write_text('{"asr.speechllm.wer": 20}')
     (some / "hyperparams.yaml").write_text(
         "data_folder: /data/speech\ncorpus_options: {corpora: [bass, fsdd]}\n"
+        "max_decode_ratio: [any]\n"
     )
     export_adapter(
         output / "adapter",

@@ -40,7 +40,7 @@ class Task:
         Other wordings of the instruction. Each clip is asked in one wording,
         the same for all systems, so that the score is their average.
     decoding : dict
-        For `FrozenLLM.generate`: ``max_new_tokens``, ``num_beams``, ...
+        For `BLSP.generate`: ``max_new_tokens``, ``num_beams``, ...
     choices : Choices, optional
         Answers are chosen among these instead of written.
     reference_system : str, optional
