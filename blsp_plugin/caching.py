@@ -29,6 +29,7 @@ from blsp_plugin.data.dataset import (
     row_frames,
 )
 from blsp_plugin.data.sampler import TokenBudgetSampler
+from blsp_plugin.data.workers import worker_options
 from blsp_plugin.distributed import gather_objects, ranks
 from blsp_plugin.errors import BadInput
 from blsp_plugin.files import write_json
@@ -129,8 +130,8 @@ class _Cached:
         loader = DataLoader(
             work.items,
             batch_sampler=sampler,
-            num_workers=workers,
             collate_fn=list,
+            **worker_options(workers),
         )
         seen = set()
         bar = tqdm(

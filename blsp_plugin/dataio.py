@@ -4,11 +4,14 @@ Authors
  * The blsp_plugin team 2026
 """
 
+import copy
 import os
+from functools import partial
 
 import torch
 from speechbrain.utils.logger import get_logger
 
+from blsp_plugin import adapters
 from blsp_plugin.caching import EncoderStates, TeacherTargets
 from blsp_plugin.data.dataset import (
     Collate,
@@ -19,11 +22,13 @@ from blsp_plugin.data.dataset import (
     row_lengths,
 )
 from blsp_plugin.data.sampler import TokenBudgetSampler
+from blsp_plugin.data.workers import worker_options
 from blsp_plugin.distributed import ranks
 from blsp_plugin.errors import BadInput
+from blsp_plugin.lengths import clip_tokens
 from blsp_plugin.pretrained import has_lora
 
-__all__ = ["training_data"]
+__all__ = ["training_data", "weightless"]
 
 logger = get_logger(__name__)
 
@@ -65,6 +70,7 @@ def training_data(hparams, brain):
         "max_rows": hparams["max_batch_rows"],
         "max_frames": None if encoded else hparams["max_batch_frames"],
     }
+    speech_tokens = partial(clip_tokens, adapter=weightless(model.adapter))
     data = {}
     for split, path, budget in (
         ("train", hparams["train_data"], hparams["max_batch_tokens"]),
@@ -77,7 +83,7 @@ def training_data(hparams, brain):
             brain.noprogressbar,
             hparams["behaviours"],
         )
-        lengths = row_lengths(table, prompt, model.speech_tokens)
+        lengths = row_lengths(table, prompt, speech_tokens)
         join = training and hparams["join_rows"]
         share = not join and llm.can_share_prefix(int(lengths.max()))
         filling = {
@@ -91,7 +97,7 @@ def training_data(hparams, brain):
             teacher = _teacher(hparams, brain)
             teacher.fill(table, prompt, model, lengths, budget, **filling)
         if share:
-            lengths = row_lengths(table, prompt, model.speech_tokens, True)
+            lengths = row_lengths(table, prompt, speech_tokens, True)
         window = brain.grad_accumulation_factor if training else 1
         sampler = TokenBudgetSampler(
             lengths,
@@ -109,7 +115,7 @@ def training_data(hparams, brain):
             table,
             prompt,
             features,
-            model.speech_tokens,
+            speech_tokens,
             twins=not training or (brain.needs_twins and teacher is None),
             counts_transcript=model.adapter.counts_transcript,
             teacher=teacher,
@@ -124,7 +130,7 @@ def training_data(hparams, brain):
         options = {
             "batch_sampler": sampler,
             "collate_fn": collate,
-            "num_workers": hparams["num_workers"],
+            **worker_options(hparams["num_workers"]),
             # Else a loader that is begun again draws from what masks draw
             # from, and a run that goes on would not be the unbroken one.
             "generator": torch.Generator(),
@@ -132,6 +138,26 @@ def training_data(hparams, brain):
         data[split] = dataset, options
     brain.probed = set(table[: hparams["probe_rows"]]["ID"])
     return data
+
+
+def weightless(adapter):
+    """An adapter that tells lengths alone, for loader workers to carry.
+
+    Arguments
+    ---------
+    adapter : torch.nn.Module
+        See `blsp_plugin.adapters`.
+
+    Returns
+    -------
+    torch.nn.Module
+        On the device "meta": no memory, nothing to compute with.
+    """
+    kind = type(adapter)
+    if getattr(adapters, kind.__name__, None) is not kind:  # a user's own
+        return copy.deepcopy(adapter).to("meta")
+    with torch.device("meta"):  # not bound to the LLM's table either
+        return kind(**adapter.sizes())
 
 
 def _teacher(hparams, brain):

@@ -19,6 +19,7 @@ __all__ = [
     "CHUNK_MEL",
     "mel_frames",
     "encoder_frames",
+    "clip_tokens",
     "conv_frames",
     "stacked_conv_frames",
     "stacked_frames",
@@ -75,6 +76,23 @@ def encoder_frames(mel):
     250
     """
     return (mel - 1) // 2 + 1
+
+
+def clip_tokens(samples, adapter):
+    """Speech tokens of a clip.
+
+    Arguments
+    ---------
+    samples : int or array or torch.Tensor
+        Samples at 16 kHz, at least 1.
+    adapter : torch.nn.Module
+        See `blsp_plugin.adapters`; only its ``output_lengths`` is called.
+
+    Returns
+    -------
+    int or array or torch.Tensor
+    """
+    return adapter.output_lengths(encoder_frames(mel_frames(samples)))
 
 
 def conv_frames(frames):

@@ -14,7 +14,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from blsp_plugin.decoding import can_decode, decode, response_limits
-from blsp_plugin.lengths import encoder_frames, mel_frames
+from blsp_plugin.lengths import clip_tokens, mel_frames
 from blsp_plugin.losses import TeacherStates
 from blsp_plugin.packing import pack, predictors, scatter_speech
 from blsp_plugin.scoring import label_log_likelihoods
@@ -71,7 +71,7 @@ class BLSP(torch.nn.Module):
         -------
         int
         """
-        return self.adapter.output_lengths(encoder_frames(mel_frames(samples)))
+        return clip_tokens(samples, self.adapter)
 
     def embed_speech(self, mel, mel_lengths, tokens=None, masks=()):
         """Clips' features -> speech embeddings; differentiable in the adapter.

@@ -2,6 +2,8 @@
 
 import json
 import os
+import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from blsp_plugin.data.dataset import (
     row_lengths,
 )
 from blsp_plugin.errors import BadInput
+from blsp_plugin.lengths import clip_tokens
 from blsp_plugin.losses import HiddenL2, ResponseKL, response_loss
 from tests.training import write_continuations
 
@@ -27,9 +30,11 @@ def table(corpus, llm_folder, tmp_path):
 
 def batch_of(table, model, prompt, features, encoded=False, teacher=None):
     """The first rows, as a loader makes them."""
+    tokens = partial(clip_tokens, adapter=model.adapter)
     dataset = continuation_dataset(
-        table, prompt, features, model.speech_tokens, True, teacher=teacher
+        table, prompt, features, tokens, True, teacher=teacher
     )
+    dataset = pickle.loads(pickle.dumps(dataset))  # as a worker gets it
     llm = model.llm
     collate = Collate(
         llm.tokenizer.pad_token_id,
@@ -44,7 +49,7 @@ def test_feature_cache_equals_live(table, model, prompt, tmp_path):
     """States, embeddings and gradients, within bfloat16."""
     states = EncoderStates(tmp_path / "cache", model.encoder)
     assert len(states.cache) == 0
-    states.fill(table, model.encoder, budget=400)
+    states.fill(table, model.encoder, budget=400, workers=1)
     assert len(states.cache) == len(table)
     live = batch_of(table, model, prompt, MelFeatures(model.encoder.mel))
     kept = batch_of(table, model, prompt, states, encoded=True)
@@ -77,7 +82,7 @@ def test_feature_cache_equals_live(table, model, prompt, tmp_path):
 def test_teacher_cache_equals_live(table, model, prompt, tmp_path, top_k):
     lengths = row_lengths(table, prompt, model.speech_tokens)
     cached = TeacherTargets(tmp_path / "cache", model.llm, top_k)
-    cached.fill(table, prompt, model, lengths, budget=300)
+    cached.fill(table, prompt, model, lengths, budget=300, workers=1)
     assert len(cached.cache) == len(table)
     mel = MelFeatures(model.encoder.mel)
     live = batch_of(table, model, prompt, mel)

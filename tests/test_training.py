@@ -77,6 +77,14 @@ def test_outputs_of_a_run(finished):
     assert all(isinstance(v, int | float) for v in numbers.values())
 
 
+def test_workers_change_nothing(finished, tiny, tmp_path):
+    """Batches from another process: the same adapter, bit for bit."""
+    output = str(tmp_path)
+    run_recipe("blsp/train.py", tiny, output_folder=output, num_workers=2)
+    assert_equal(weights(output), weights(finished[0]))
+    assert metrics(output)["end.loss"] == metrics(finished[0])["end.loss"]
+
+
 def resume(tiny, folder, ranks=1, losses=(), more="", **options):
     """5 steps, kill -9 in step 8, and the rest; as a run without a break."""
     kill = ["!new:tests.training.KillingLoss\n        calls: 8", *losses]

@@ -17,8 +17,8 @@ What holds, whatever is killed when:
   configuration is) one counts.
 * What is read is what was written: the crc32 of an entry is checked each time.
 
-An entry costs 36 bytes of memory: 360 MB for ten million. Processes forked
-later share them.
+An entry costs 36 bytes of memory, 360 MB for ten million, in each process that
+reads: those of a loader too.
 
 Authors
  * The blsp_plugin team 2026

@@ -18,7 +18,7 @@ import pyarrow
 import pyarrow.compute
 import torch
 from speechbrain.dataio.dataset import DynamicItemDataset
-from speechbrain.utils.data_pipeline import provides, takes
+from speechbrain.utils.data_pipeline import DynamicItem
 from torch.nn.utils.rnn import pad_sequence
 
 from blsp_plugin.data.audio import read_speech
@@ -351,6 +351,44 @@ class MelFeatures:
         return self.log_mel(speech), speech.shape[0]
 
 
+class _Examples:
+    """Columns of a row -> `Example`; see `continuation_dataset`."""
+
+    def __init__(
+        self, prompt, features, speech_tokens, twins, counts_transcript, teacher
+    ):
+        self.prompt = prompt
+        self.features = features
+        self.speech_tokens = speech_tokens
+        self.twins = twins
+        self.counts_transcript = counts_transcript
+        self.teacher = teacher
+
+    def __call__(
+        self, row_id, wav, text, instruction, ids, ended, kind, *stretch
+    ):
+        twin = taught = None
+        try:
+            clip, samples = self.features(wav, *stretch)
+            row = self.prompt.row(instruction, self.speech_tokens(samples))
+            row = row._replace(response=ids, ended=ended)
+            if self.twins:
+                slot = self.prompt.slot_ids(instruction, text)
+                twin = row._replace(slot=slot)
+            if self.counts_transcript:
+                if not twin.slot:
+                    raise BadInput(f"{row_id}: has no transcript; drop the row")
+                row = row._replace(slot=len(twin.slot))
+            if self.teacher is not None:
+                taught = self.teacher(twin)
+        except BadInput as error:
+            # One bad clip must not end a run of days: it is reported and left
+            # out by the brain, which knows how many may be bad.
+            return Example(row_id, None, reason=str(error))
+        kind = kind or instruction
+        return Example(row_id, clip, samples, row, twin, kind, taught)
+
+
 def continuation_dataset(
     table,
     prompt,
@@ -387,44 +425,16 @@ def continuation_dataset(
     kind = "behaviour" if "behaviour" in names else "instruction"
     stretch = [name for name in STRETCH if name in names]
     twins = twins or counts_transcript or teacher is not None
-
-    @takes(
-        "ID",
-        "wav",
-        "text",
-        "instruction",
-        "response_ids",
-        "ended",
-        kind,
-        *stretch,
+    pipeline = _Examples(
+        prompt, features, speech_tokens, twins, counts_transcript, teacher
     )
-    @provides("example")
-    def pipeline(row_id, wav, text, instruction, ids, ended, kind, *stretch):
-        twin = taught = None
-        try:
-            clip, samples = features(wav, *stretch)
-            row = prompt.row(instruction, speech_tokens(samples))
-            row = row._replace(response=ids, ended=ended)
-            if twins:
-                twin = row._replace(slot=prompt.slot_ids(instruction, text))
-            if counts_transcript:
-                if not twin.slot:
-                    raise BadInput(f"{row_id}: has no transcript; drop the row")
-                row = row._replace(slot=len(twin.slot))
-            if teacher is not None:
-                taught = teacher(twin)
-        except BadInput as error:
-            # One bad clip must not end a run of days: it is reported and left
-            # out by the brain, which knows how many may be bad.
-            return Example(row_id, None, reason=str(error))
-        kind = kind or instruction
-        return Example(row_id, clip, samples, row, twin, kind, taught)
-
+    takes = "ID wav text instruction response_ids ended".split()
+    item = DynamicItem([*takes, kind, *stretch], pipeline, ["example"])
     # The host lists the numbers of all rows, 400 MB of ten million: it is given
     # one row first, and then all of them and their range.
     dataset = DynamicItemDataset.from_arrow_dataset(table.select([0]))
     dataset.data, dataset.data_ids = _Rows(table), range(len(table))
-    dataset.add_dynamic_item(pipeline)
+    dataset.add_dynamic_item(item)
     dataset.set_output_keys(["example"])
     return dataset
 

@@ -1,0 +1,82 @@
+"""Loader workers: what holds a lock here does not stop them."""
+
+import pickle
+import threading
+from functools import partial
+
+import pytest
+import torch
+
+from blsp_plugin.adapters import ConvAdapter, CTCAdapter
+from blsp_plugin.data.workers import worker_options
+from blsp_plugin.dataio import weightless
+from blsp_plugin.lengths import clip_tokens
+
+LOCK = threading.Lock()
+
+
+class Locked(torch.utils.data.Dataset):
+    """Numbers, each read under a lock of its module."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, number):
+        with LOCK:
+            return number
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_lock_of_a_thread_is_not_inherited(workers):
+    """A forked worker would wait for it for ever (here: a minute)."""
+    loader = torch.utils.data.DataLoader(
+        Locked(), timeout=60, **worker_options(workers)
+    )
+    held, done = threading.Event(), threading.Event()
+
+    def hold():
+        with LOCK:
+            held.set()
+            done.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    try:
+        held.wait()
+        for _ in range(2):  # as the epochs of a training
+            assert torch.cat(list(loader)).tolist() == [0, 1, 2, 3]
+    finally:
+        done.set()
+        thread.join()
+
+
+def test_nothing_is_started_without_workers():
+    options = worker_options(0)
+    loader = torch.utils.data.DataLoader(Locked(), **options)
+    assert options == {"num_workers": 0} and len(list(loader)) == 4
+
+
+class Stubborn(ConvAdapter):
+    """A user's own adapter, with a constructor of its own."""
+
+    def __init__(self):
+        super().__init__(8, 16, layers=2)
+
+
+@pytest.mark.parametrize("kind", ["conv", "ctc", "own"])
+def test_workers_carry_no_weights(kind, llm):
+    adapter = {
+        "conv": lambda: ConvAdapter(64, 128, layers=3),
+        "ctc": lambda: CTCAdapter(64, llm.hidden_size, layers=1),
+        "own": Stubborn,
+    }[kind]()
+    if kind == "ctc":
+        adapter.bind(llm.table)
+    light = weightless(adapter)
+    assert all(p.is_meta for p in light.parameters())
+    assert not any(p.is_meta for p in adapter.parameters())
+    packed = pickle.dumps(partial(clip_tokens, adapter=light))
+    assert len(packed) < 20_000
+    for samples in (1, 16_000, 123_456):
+        expected = clip_tokens(samples, adapter)
+        assert pickle.loads(packed)(samples) == expected
