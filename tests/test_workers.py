@@ -1,7 +1,12 @@
 """Loader workers: what holds a lock here does not stop them."""
 
+import os
 import pickle
+import signal
+import subprocess
+import sys
 import threading
+import time
 from functools import partial
 
 import pytest
@@ -11,6 +16,7 @@ from blsp_plugin.adapters import ConvAdapter, CTCAdapter
 from blsp_plugin.data.workers import worker_options
 from blsp_plugin.dataio import weightless
 from blsp_plugin.lengths import clip_tokens
+from tests.training import ROOT
 
 LOCK = threading.Lock()
 
@@ -48,6 +54,40 @@ def test_lock_of_a_thread_is_not_inherited(workers):
     finally:
         done.set()
         thread.join()
+
+
+class Pids(Locked):
+    """Who reads, and who forked it."""
+
+    def __getitem__(self, number):
+        return torch.tensor([os.getpid(), os.getppid()])
+
+
+KILLED = """
+import os, signal, torch
+from blsp_plugin.data.workers import worker_options
+from tests.test_workers import Pids
+for pids in torch.utils.data.DataLoader(Pids(), **worker_options(2)):
+    print(*pids.flatten().tolist(), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_workers_end_with_a_killed_training():
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": ROOT},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert done.returncode == -signal.SIGKILL
+    pids = done.stdout.split()
+    assert len(pids) == 2
+    until = time.monotonic() + 60
+    while any(os.path.exists(f"/proc/{pid}") for pid in pids):
+        assert time.monotonic() < until, "they live on"
+        time.sleep(0.05)
 
 
 def test_nothing_is_started_without_workers():

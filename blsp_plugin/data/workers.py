@@ -5,7 +5,9 @@ Authors
 """
 
 import multiprocessing
+import os
 import sys
+import threading
 
 __all__ = ["worker_options"]
 
@@ -17,7 +19,8 @@ def worker_options(workers):
     OpenMP, of a progress bar) may hold a lock at that moment: the worker would
     wait for it, and the training for the worker, for ever. Another process,
     which has no threads and is started once, forks them. So what they work on
-    is pickled, and should be small.
+    is pickled, and should be small. They end when this process does, killed or
+    not.
 
     Arguments
     ---------
@@ -42,4 +45,22 @@ def worker_options(workers):
     multiprocessing.set_forkserver_preload(
         [name for name in sys.modules if name.partition(".")[0] == package]
     )
-    return {"num_workers": workers, "multiprocessing_context": "forkserver"}
+    return {
+        "num_workers": workers,
+        "multiprocessing_context": "forkserver",
+        "worker_init_fn": _end_with_parent,
+    }
+
+
+def _end_with_parent(worker):
+    """Let a worker not outlive whom it works for.
+
+    torch's own watchdog looks at the process that forked it: the other one,
+    which in its turn waits for the workers' end.
+    """
+
+    def wait():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
