@@ -7,6 +7,7 @@ without any override, in seconds.
 import json
 import os
 import shutil
+import sys
 
 import soundfile
 
@@ -33,6 +34,7 @@ def tiny_kit(folder):
     tiny_llm(folder / "smollm2-135m-instruct")
     tiny_llm(folder / "gemma3-270m", seed=1)
     tiny_corpus(folder / "corpus-en", n=8, n_eval=8)
+    tiny_flite(folder / "flite")
     for part in folder.iterdir():
         files = {
             name: os.path.getsize(part / name)
@@ -42,6 +44,30 @@ def tiny_kit(folder):
         marker = {"recipe": PARTS[part.name].recipe, "files": files}
         (part / "COMPLETE.json").write_text(json.dumps(marker))
     return folder
+
+
+def tiny_flite(folder):
+    """A program with Flite's options that hums; no voice is needed for it.
+
+    Arguments
+    ---------
+    folder : pathlib.Path
+        Gets ``flite``.
+    """
+    folder.mkdir()
+    program = folder / "flite"
+    program.write_text(
+        f"""#!{sys.executable}
+import sys, wave
+if "-lv" in sys.argv:
+    sys.exit(print("Voices available: slt rms awb"))
+words = len(sys.argv[sys.argv.index("-t") + 1].split())
+with wave.open(sys.argv[sys.argv.index("-o") + 1], "wb") as file:
+    file.setparams((1, 2, 16000, 0, "NONE", ""))
+    file.writeframes(bytes(range(0, 100, 2)) * 100 * words)
+"""
+    )
+    program.chmod(0o755)
 
 
 def tiny_librispeech(corpus, folder):

@@ -2,18 +2,33 @@
 
 import itertools
 import os
+import pickle
 import random
+import shutil
+from collections import Counter
 
 import pytest
 import soundfile
 import torch
 
+from blsp_plugin import starter
 from blsp_plugin.data.audio import read_speech
 from blsp_plugin.data.corpora import prepare_corpus
 from blsp_plugin.data.manifest import read_manifest
-from blsp_plugin.data.synthesis import PiperVoice, choose_sentences, speak
+from blsp_plugin.data.synthesis import (
+    FliteVoice,
+    PiperVoice,
+    Voices,
+    choose_sentences,
+    read_words,
+    speak,
+    word_lists,
+)
 from blsp_plugin.data.tsv import read_tsv
 from blsp_plugin.errors import BadInput
+from blsp_plugin.llm import load_tokenizer
+from tests.kit import tiny_kit
+from tests.training import ROOT
 
 TEXTS = ["A door, and a garden.", "It rains", "Nobody is there."]
 
@@ -152,3 +167,91 @@ def test_piper_speaks():
     assert 0.05 < long.abs().max() <= 1
     with pytest.raises(BadInput, match="no such voice"):
         PiperVoice("nowhere.onnx")
+
+
+class Vocabulary:
+    """A tokenizer that knows which text its tokens are."""
+
+    texts = (" and", " And", "ing", " Rome", " a", " no", " LAN", " über", "x")
+
+    def get_vocab(self):
+        return {text: n for n, text in enumerate(self.texts)}
+
+    def convert_tokens_to_string(self, tokens):
+        return "".join(tokens)
+
+
+def test_lists_say_the_whole_vocabulary():
+    """Words of it as often as asked for, each once before any again."""
+    lists = word_lists(Vocabulary(), ["reading", "reading"], 3, 2, seed=1)
+    said = [word for line in lists for word in line.split()]
+    assert sorted(said) == sorted(3 * ["and", "Rome"] + ["reading"])
+    assert {*said[:2]} == {*said[2:4]} == {"and", "Rome"}
+    assert all(len(line.split()) == 2 for line in lists[:-1])
+    again = word_lists(Vocabulary(), ["reading"], 3, 2, seed=1)
+    assert lists == again
+    other = [word_lists(Vocabulary(), [], 3, 2, seed=n) for n in range(9)]
+    assert any(lists[:3] != some for some in other)
+
+
+def test_starter_vocabulary_is_said():
+    """Of SmolLM2: the tokens that are a word, and many of those within."""
+    try:
+        tokenizer = load_tokenizer(starter.smollm2())
+    except BadInput as error:
+        pytest.skip(f"no starter kit here: {error}")
+    words = read_words(os.path.join(ROOT, "recipes/synthesis/words.txt"))
+    lists = word_lists(tokenizer, words, repetitions=1)
+    said = Counter(sum(tokenizer([f" {s}" for s in lists])["input_ids"], []))
+    for text in (" frightened", " Honolulu", " the", " yards"):
+        [token] = tokenizer(text)["input_ids"]
+        assert said[token] >= 1
+    assert len(said) > 29000  # of 49,152: the rest are marks, code, names
+
+
+def test_voices_take_turns():
+    class Named(Humming):
+        def __init__(self, name):
+            super().__init__()
+            self.name = name
+
+    voices = Voices([Named("one"), Named("two")])
+    for n in range(20):
+        voices(f"sentence {n}", random.Random(n))
+    assert voices.name == "one+two"
+    said = [voice.said for voice in voices.voices]
+    assert len(said[0]) + len(said[1]) == 20 and min(map(len, said)) > 3
+
+
+def test_flite_is_asked_for_in_one_line(tmp_path):
+    missing = tmp_path / "flite"
+    with pytest.raises(BadInput, match="install flite") as caught:
+        FliteVoice("slt", program=str(missing))("Hello", random.Random(0))
+    assert "\n" not in str(caught.value)
+
+
+def test_flite_comes_with_the_kit(tmp_path, monkeypatch):
+    """Where the machine has none; and it says which voices there are."""
+    tiny_kit(tmp_path / "kit")
+    monkeypatch.setenv("BLSP_STARTER", str(tmp_path / "kit"))
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    wav, rate = FliteVoice("awb")("one two three", random.Random(0))
+    assert (len(wav), rate) == (3 * 2500, 16000)
+    with pytest.raises(BadInput, match="no voice 'kal'.*slt rms awb"):
+        FliteVoice("kal")("Hello", random.Random(0))
+
+
+@pytest.mark.skipif(shutil.which("flite") is None, reason="needs flite")
+def test_flite_speaks(tmp_path):
+    """As other voices: 16 kHz, another way for another chance."""
+    voice = FliteVoice("rms", pitch=100.0)
+    one, rate = voice("It rains in the garden.", random.Random(0))
+    same, _ = voice("It rains in the garden.", random.Random(0))
+    other, _ = voice("It rains in the garden.", random.Random(1))
+    assert rate == 16000 and 0.5 < len(one) / rate < 5 and one.abs().max() > 0.1
+    assert torch.equal(one, same) and len(other) != len(one)
+    # Pickled for another process; text that looks like an option is text.
+    again = pickle.loads(pickle.dumps(voice))
+    assert len(again("-v is an option", random.Random(0))[0]) > 8000
+    with pytest.raises(BadInput, match="no voice 'nobody'.*slt"):
+        FliteVoice("nobody")("Hello", random.Random(0))

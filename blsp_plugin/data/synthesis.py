@@ -15,6 +15,9 @@ import multiprocessing
 import os
 import random
 import re
+import shutil
+import subprocess
+import tempfile
 from collections import Counter
 
 import numpy as np
@@ -22,11 +25,21 @@ import soundfile
 import torch
 import torchaudio
 
-from blsp_plugin.data.audio import SAMPLE_RATE
+from blsp_plugin import starter
+from blsp_plugin.data.audio import SAMPLE_RATE, read_speech
+from blsp_plugin.data.tsv import read_lines
 from blsp_plugin.errors import BadInput
 from blsp_plugin.files import atomic_write
 
-__all__ = ["PiperVoice", "choose_sentences", "speak"]
+__all__ = [
+    "FliteVoice",
+    "PiperVoice",
+    "Voices",
+    "choose_sentences",
+    "read_words",
+    "speak",
+    "word_lists",
+]
 
 COLUMNS = ("id", "wav", "duration_s", "speaker", "lang", "split", "text")
 
@@ -91,6 +104,77 @@ def choose_sentences(sentences, tokenizer, number, counts=None, without=()):
         chosen.append(texts[n])
         counts.update(rows[n])
     return chosen
+
+
+def read_words(path):
+    """Read a list of words, one a line.
+
+    Arguments
+    ---------
+    path : str
+
+    Returns
+    -------
+    list of str
+    """
+    return [line.strip() for _, line in read_lines(path)]
+
+
+def word_lists(
+    tokenizer, words=(), repetitions=3, length=7, seed=0, number=None
+):
+    """Lists of words in which the LLM's whole vocabulary is said.
+
+    A token that nobody says is never heard, and most of a vocabulary is in no
+    corpus of a few hours. Lists are denser than sentences: all words of
+    SmolLM2's vocabulary, three times each, are nine hours of speech.
+
+    Arguments
+    ---------
+    tokenizer : transformers.PreTrainedTokenizerBase
+        Its tokens that are a word of at least three letters are said; of words
+        that differ in case alone, the lower case.
+    words : iterable of str
+        Others, said once: a dictionary's, for the tokens within words.
+    repetitions : int
+        How often each token is said.
+    length : int
+        Words of a list.
+    seed : int
+        Of their order.
+    number : int, optional
+        Of lists, at most.
+
+    Returns
+    -------
+    list of str
+        All words once before any is said again.
+
+    Example
+    -------
+    >>> class Tokenizer:
+    ...     def get_vocab(self):
+    ...         return {" one": 0, " One": 1, "ing": 2, " Rome": 3}
+    ...     def convert_tokens_to_string(self, tokens):
+    ...         return tokens[0]
+    >>> sorted(word_lists(Tokenizer(), ["two"], repetitions=2, length=2))
+    ['Rome one', 'Rome one', 'two']
+    """
+    chance = random.Random(seed)
+    own = set()
+    for token in tokenizer.get_vocab():
+        text = tokenizer.convert_tokens_to_string([token])
+        if re.fullmatch(r" [A-Z]?[a-z]{2,}", text) and len(text) > 3:
+            own.add(text[1:])
+    own = sorted(w for w in own if w.islower() or w.lower() not in own)
+    said = []
+    for some in [own] * repetitions + [list(dict.fromkeys(words))]:
+        chance.shuffle(some)
+        said += some
+    starts = range(0, len(said), length)
+    return [" ".join(said[start : start + length]) for start in starts][
+        :number
+    ]
 
 
 def _words(text):
@@ -171,6 +255,95 @@ class PiperVoice:
         ]
         wav = torch.from_numpy(np.concatenate(parts))
         return wav, self._voice.config.sample_rate
+
+
+class FliteVoice:
+    """A voice of Flite, a small program of CMU's.
+
+    Less natural than a neural voice, and five times as fast.
+
+    Arguments
+    ---------
+    voice : str
+        "slt", "rms" or "awb" (who also read CMU ARCTIC), or another that the
+        program has.
+    pitch : float
+        Mean of the fundamental frequency, in Hz.
+    program : str, optional
+        Flite; if not given, the machine's, or else the starter kit's, which is
+        fetched. It is looked for when the voice first speaks.
+
+    Raises
+    ------
+    BadInput
+        When it speaks: if there is no such program or voice.
+    """
+
+    def __init__(self, voice="slt", pitch=170.0, program=None):
+        self.name = f"flite-{voice}"
+        self._voice = voice
+        self._pitch = pitch
+        self._program = program
+        self._checked = False
+
+    def __call__(self, text, chance):
+        """Speak: see `PiperVoice`."""
+        self._check()
+        settings = {
+            "duration_stretch": chance.uniform(0.8, 1.25),
+            "int_f0_target_mean": self._pitch * chance.uniform(0.8, 1.2),
+        }
+        options = ["-voice", self._voice]
+        for name, value in settings.items():
+            options += ["--setf", f"{name}={value:.3f}"]
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "said.wav")
+            done = self._run(*options, "-t", text, "-o", path)
+            if done.returncode or not os.path.isfile(path):
+                raise BadInput(f"flite cannot say {text!r}: {done.stderr}")
+            return read_speech(path), SAMPLE_RATE
+
+    def _check(self):
+        """Look for program and voice: Flite would speak in another one."""
+        if self._checked:
+            return
+        self._program = self._program or shutil.which("flite")
+        self._program = self._program or starter.flite()
+        known = self._run("-lv").stdout.strip()
+        if self._voice not in known.partition(":")[2].split():
+            raise BadInput(
+                f"{self._program} has no voice {self._voice!r}; {known}"
+            )
+        self._checked = True
+
+    def _run(self, *options):
+        try:
+            return subprocess.run(
+                [self._program, *options], capture_output=True, text=True
+            )
+        except OSError as error:
+            raise BadInput(
+                f"{self._program}: not to be run ({error.strerror}); install "
+                "flite, or leave its voices out"
+            ) from error
+
+
+class Voices:
+    """Several voices; chance decides who speaks.
+
+    Arguments
+    ---------
+    voices : sequence of callable
+        As `PiperVoice`.
+    """
+
+    def __init__(self, voices):
+        self.voices = voices
+        self.name = "+".join(voice.name for voice in voices)
+
+    def __call__(self, text, chance):
+        """Speak: see `PiperVoice`."""
+        return chance.choice(self.voices)(text, chance)
 
 
 def speak(

@@ -35,6 +35,7 @@ from blsp_plugin.starter.store import Part, ensure, is_ready, root
 __all__ = [
     "PARTS",
     "corpus",
+    "flite",
     "gemma3",
     "is_ready",
     "portable",
@@ -65,6 +66,7 @@ PARTS = {
     "gemma3-270m": Part(
         "gemma3-270m", "blsp_plugin.starter.gguf_llm:build_gemma3", 1, 900
     ),
+    "flite": Part("flite", "blsp_plugin.starter.flite:build", 1, 100),
     **{
         f"corpus-{language}": Part(
             f"corpus-{language}",
@@ -167,6 +169,27 @@ def gemma3():
     '/home/you/.cache/blsp_plugin/gemma3-270m'
     """
     return ensure(PARTS["gemma3-270m"])
+
+
+def flite():
+    """Flite, a program that speaks, with the voices slt, rms, awb and kal.
+
+    Returns
+    -------
+    str
+        The program. BSD-like licence.
+
+    Raises
+    ------
+    BadInput
+        When it can't be fetched, or the disk is full.
+
+    Example
+    -------
+    >>> flite()  # doctest: +SKIP
+    '/home/you/.cache/blsp_plugin/flite/flite'
+    """
+    return os.path.join(ensure(PARTS["flite"]), "flite")
 
 
 def corpus(language="en"):

@@ -28,15 +28,19 @@ _LATE_SUITE = re.compile(r"(-updates|-security|-backports|-proposed|/updates)$")
 _COMPONENTS = ("main", "universe")
 
 
-def fetch(packages, folder):
+def fetch(packages, folder, what="starter corpus", elsewhere=_ELSEWHERE):
     """Download packages and unpack them, as an ordinary user.
 
     Arguments
     ---------
     packages : list
-        Package names, all of architecture "all".
+        Package names.
     folder : str
         An existing folder; ``apt/`` and ``files/`` are made in it.
+    what : str
+        They are for, in messages.
+    elsewhere : str
+        What one may do instead, in messages.
 
     Returns
     -------
@@ -51,8 +55,8 @@ def fetch(packages, folder):
     for program in ("apt-get", "apt-config", "dpkg-deb"):
         if shutil.which(program) is None:
             raise BadInput(
-                f"starter corpus: there is no {program} here, it needs Debian "
-                f"or Ubuntu; {_ELSEWHERE}"
+                f"{what}: there is no {program} here, it needs Debian or "
+                f"Ubuntu; {elsewhere}"
             )
     place = os.path.join(folder, "apt")
     debs = os.path.join(place, "debs")
@@ -67,8 +71,8 @@ def fetch(packages, folder):
             break
     else:
         raise BadInput(
-            f"starter corpus: apt could not fetch {packages[0]} ({failed}); "
-            f"check the network and run the same command again, or {_ELSEWHERE}"
+            f"{what}: apt could not fetch {packages[0]} ({failed}); check the "
+            f"network and run the same command again, or {elsewhere}"
         )
     files = os.path.join(folder, "files")
     for deb in sorted(glob.glob(os.path.join(glob.escape(debs), "*.deb"))):

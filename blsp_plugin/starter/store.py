@@ -175,7 +175,8 @@ def _finish(part, folder):
         os.chmod(parent, 0o777 & ~mask)
         for name in names:
             path = os.path.join(parent, name)
-            os.chmod(path, 0o666 & ~mask)
+            runs = os.stat(path).st_mode & 0o100  # a program stays one
+            os.chmod(path, (0o777 if runs else 0o666) & ~mask)
             _sync(path)
             if parent == folder:
                 files[name] = os.path.getsize(path)

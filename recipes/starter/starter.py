@@ -2,8 +2,9 @@
 """The starter adapter, from recordings to `pretrained/starter`.
 
 Brings the corpora together (Whisper writes the transcripts that are missing),
-speaks sentences for words that they lack, and runs both stages: a warm start
-by CTC, then the LLM's behaviours.
+speaks sentences for words that they lack and then all words of the LLM's
+vocabulary, and runs both stages: a warm start by CTC, then the LLM's
+behaviours.
 
 To run this recipe:
 > python recipes/starter/starter.py --data_folder /data/speech
@@ -35,10 +36,15 @@ from blsp_plugin.stages import run_recipe
 
 RECORDED = "results/starter/recorded"  # people, for both stages
 SPEECH = "results/starter/speech"  # and a machine, for the warm start
+WORDS = "results/starter/words"  # and another one, for what follows it
+AT_ONCE = 8  # clips that Whisper transcribes
 STAGES = {
     "speak": "recipes/synthesis/speak.py",
     "transcripts": "recipes/continuation/generate.py",
     "warm": "recipes/blsp/train.py",
+    "words": "recipes/synthesis/speak.py",
+    "word_transcripts": "recipes/continuation/generate.py",
+    "hear": "recipes/blsp/train.py",
     "generate": "recipes/continuation/generate.py",
     "train": "recipes/blsp/train.py",
 }
@@ -68,7 +74,7 @@ def bring_together(data_folder):
         rows = [r for r in rows if r["split"] != "train" or r["id"] not in held]
         if rows and not any(row["text"] for row in rows):
             rows = transcribe(rows, f"results/starter/transcribed/{name}")
-        for folder in (RECORDED, SPEECH) if rows else ():
+        for folder in (RECORDED, SPEECH, WORDS) if rows else ():
             write_table(rows, os.path.join(folder, name))
 
 
@@ -77,11 +83,17 @@ def transcribe(rows, folder):
     os.makedirs(folder, exist_ok=True)
     whisper = WhisperASR(starter.whisper_base(), language="en")
     whisper.open(folder)
+    rows = [row for row in rows if row["split"] != "test"]
     heard = []
-    for row in tqdm([r for r in rows if r["split"] != "test"], folder):
-        wav = read_speech(row["wav"])
-        clip = Clip(row["id"], clip_key(row["wav"]).hex(), "", wav)
-        heard.append({**row, "text": whisper.hear([clip])[0].text})
+    for start in tqdm(range(0, len(rows), AT_ONCE), folder):
+        some = rows[start : start + AT_ONCE]
+        clips = [
+            Clip(row["id"], clip_key(row["wav"]).hex(), "", wav)
+            for row in some
+            for wav in [read_speech(row["wav"])]
+        ]
+        for row, answer in zip(some, whisper.hear(clips), strict=True):
+            heard.append({**row, "text": answer.text})
     return heard
 
 
@@ -119,14 +131,20 @@ def main(arguments=None):
     parser.add_argument(
         "--sentences", default="16000", help="spoken by a machine"
     )
+    parser.add_argument(
+        "--lists", default="null", help="of words, at most; null: all"
+    )
     parser.add_argument("--device", default="cpu", help="such as cuda:0")
     args, training = parser.parse_known_args(arguments)
     bring_together(args.data_folder)
     device = ["--device", args.device]
+    quarter = ["--number", str(int(args.sentences) // 4)]
     for name, script in STAGES.items():
         options = {
             "speak": ["--number", args.sentences],
+            "words": [*quarter, "--most_lists", args.lists],
             "warm": [*device, *training],
+            "hear": [*device, *training],
             "train": [*device, *training],
         }.get(name, device)
         run_recipe(script, f"hparams/starter/{name}.yaml", options)

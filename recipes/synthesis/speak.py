@@ -67,6 +67,7 @@ def main(argv):
     sentences = choose_sentences(
         texts, tokenizer, hparams["number"], counts, without
     )
+    sentences += hparams["word_lists"]
     spoken = speak(
         sentences,
         hparams["voice"],
