@@ -312,13 +312,16 @@ def test_who_obeys_and_who_transcribes():
     heard = "what is the capital of france"
     said = ["Paris.", "What is the capital of France?", "", "what is the ..."]
     said += ["The capital of France is Paris."]
+    said += ["What is the capital of France? It has been Paris for long."]
     metric = InstructionFollowing(resamples=0)
-    metric.append(list("abcde"), said, [""] * 5, [heard] * 5)
-    assert metric.scores() == {"a": 100, "b": 0, "c": 0, "d": 0, "e": 100}
+    metric.append(list("abcdef"), said, [""] * 6, [heard] * 6)
+    scores = {"a": 100, "b": 0, "c": 0, "d": 0, "e": 100, "f": 0}
+    assert metric.scores() == scores
     stats = metric.summarize()
-    assert stats["followed_rate"] == 40
-    assert stats["transcribed_rate"] == 40
-    assert stats["empty_rate"] == 20
+    assert stats["followed_rate"] == pytest.approx(100 * 2 / 6)
+    assert stats["transcribed_rate"] == pytest.approx(100 * 3 / 6)
+    assert stats["only_transcribed_rate"] == pytest.approx(100 * 2 / 6)
+    assert stats["empty_rate"] == pytest.approx(100 / 6)
 
 
 class Marks(http.server.BaseHTTPRequestHandler):

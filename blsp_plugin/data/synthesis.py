@@ -172,9 +172,7 @@ def word_lists(
         chance.shuffle(some)
         said += some
     starts = range(0, len(said), length)
-    return [" ".join(said[start : start + length]) for start in starts][
-        :number
-    ]
+    return [" ".join(said[start : start + length]) for start in starts][:number]
 
 
 def _words(text):

@@ -33,8 +33,11 @@ class InstructionFollowing(CorpusMetric):
     A speech LLM that was trained on recognition transcribes whatever it is
     told. An answer counts as a transcription if at least half of what was said
     stands at its beginning (WER of that part at most 50 %); an answer that is
-    neither that nor empty follows the instruction. Whether it is a good one is
-    another question; the rows of the table that read text bound it.
+    neither that nor empty follows the instruction. Small LLMs begin many
+    continuations with the text itself, so an answer that is the transcript and
+    nothing more (WER of all of it at most 50 %) is counted apart. Whether an
+    answer is a good one is another question; the rows of the table that read
+    text bound it.
 
     Arguments
     ---------
@@ -58,6 +61,7 @@ class InstructionFollowing(CorpusMetric):
     columns = {
         "followed_rate": "follows %",
         "transcribed_rate": "transcribes %",
+        "only_transcribed_rate": "nothing more %",
         "empty_rate": "empty %",
     }
 
@@ -79,9 +83,11 @@ class InstructionFollowing(CorpusMetric):
         for said, heard in zip(predict, source, strict=True):
             said = self.normaliser(said).split()
             heard = self.normaliser(heard).split()
-            transcribed = bool(said) and _begins_with(said, heard)
+            transcribed = bool(said) and _is_like(said[: len(heard)], heard)
+            only = bool(said) and _is_like(said, heard)
             empty = not said
-            self._rows.append([not (transcribed or empty), transcribed, empty])
+            followed = not (transcribed or empty)
+            self._rows.append([followed, transcribed, empty, only])
 
     def scores(self):
         """100 for each clip that is answered, else 0; by id."""
@@ -89,8 +95,8 @@ class InstructionFollowing(CorpusMetric):
         return dict(zip(self.ids, followed.tolist(), strict=True))
 
     def statistics(self):
-        """Followed, one, transcribed, empty."""
-        rows = numpy.array(self._rows, dtype=float).reshape(-1, 3)
+        """Followed, one, transcribed, empty, only transcribed."""
+        rows = numpy.array(self._rows, dtype=float).reshape(-1, 4)
         return numpy.insert(rows, 1, 1.0, axis=1)
 
     def rate(self, sums):
@@ -108,24 +114,26 @@ class InstructionFollowing(CorpusMetric):
         Returns
         -------
         dict or float
-            ``followed_rate``, ``transcribed_rate``, ``empty_rate`` (percent),
-            and with a bootstrap ``followed_rate_low`` and ``_high``.
+            ``followed_rate``, ``transcribed_rate``, of these
+            ``only_transcribed_rate``, ``empty_rate`` (percent), and with a
+            bootstrap ``followed_rate_low`` and ``_high``.
         """
         sums = self.statistics().sum(0)
         summary = {
             "followed_rate": float(share(sums)),
             "transcribed_rate": float(share(sums[[2, 1]])),
+            "only_transcribed_rate": float(share(sums[[4, 1]])),
             "empty_rate": float(share(sums[[3, 1]])),
             **self.interval(),
         }
         return summary if field is None else summary[field]
 
 
-def _begins_with(said, heard):
-    """Whether words begin as others do, half of them at least."""
+def _is_like(said, heard):
+    """Whether words are others, half of them at least."""
     if not heard:
         return False
-    details = wer_details_for_batch(["clip"], [heard], [said[: len(heard)]])
+    details = wer_details_for_batch(["clip"], [heard], [said])
     return details[0]["WER"] <= 50
 
 
