@@ -25,6 +25,7 @@ import speechbrain as sb
 from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 
+from blsp_plugin.allocator import keep_freed_memory
 from blsp_plugin.brain import AlignmentBrain
 from blsp_plugin.checkpoints import check_provenance
 from blsp_plugin.dataio import training_data
@@ -39,6 +40,7 @@ logger = get_logger(__name__)
 @one_line_errors
 def main(argv):
     """Train, and write the adapter and metrics.json."""
+    keep_freed_memory()  # before there is much of it
     hparams_file, run_opts, overrides = sb.parse_arguments(argv)
     sb.utils.distributed.ddp_init_group(run_opts)
     hparams, hparams_file, overrides = load_hparams(hparams_file, overrides)
