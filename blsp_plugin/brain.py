@@ -244,7 +244,7 @@ class AlignmentBrain(sb.Brain):
             total = response_loss(self.response_losses, states, teacher, llm)
         counts = batch.packed.response_tokens.to(self.device)
         for loss in self.input_losses:
-            value = loss(speech, batch.transcripts, counts, llm)
+            value = loss(speech, batch.transcripts, counts, self.model.table)
             total = total + loss.weight * value
         if stage != sb.Stage.TRAIN:
             self.probes.add(batch, predictions, float(total))

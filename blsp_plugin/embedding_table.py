@@ -7,8 +7,9 @@ Authors
 import torch
 from torch.nn import functional
 
-__all__ = ["EmbeddingTable"]
+__all__ = ["EmbeddingTable", "SpelledTable"]
 
+_TOKENS = 4096  # spelled at once
 _CHUNK = 256  # vectors compared with the whole vocabulary at once
 
 
@@ -19,10 +20,13 @@ class EmbeddingTable:
     ---------
     embedding : torch.nn.Module
         Token ids -> embeddings, with the table as ``weight``; stays frozen.
+    texts : callable, optional
+        Gives what the tokens are, a list of bytes.
     """
 
-    def __init__(self, embedding):
+    def __init__(self, embedding, texts=None):
         self.embedding = embedding
+        self.texts = texts
         self._unit = self._of = None
 
     @property
@@ -51,7 +55,25 @@ class EmbeddingTable:
         torch.Tensor
             Shape (..., tokens), float32.
         """
-        unit = self.unit if ids is None else self.unit[ids]
+        return self._products(vectors, self.rows(ids))
+
+    def rows(self, ids=None):
+        """Vectors of length 1 of all tokens, or of some.
+
+        Arguments
+        ---------
+        ids : torch.Tensor, optional
+            Any shape, int64.
+
+        Returns
+        -------
+        torch.Tensor
+            Shape of the ids, and width; in the table's dtype.
+        """
+        return self.unit if ids is None else self.unit[ids]
+
+    @staticmethod
+    def _products(vectors, unit):
         with torch.autocast(unit.device.type, enabled=False):
             return (vectors.to(unit.dtype) @ unit.T).float()
 
@@ -99,8 +121,9 @@ class EmbeddingTable:
         torch.Tensor
             Shape (batch, frames), float32.
         """
+        unit = self.rows()
         sums = [
-            self.logits(some)
+            self._products(some, unit)
             .index_fill_(1, without, -torch.inf)
             .logsumexp(dim=1)
             for some in vectors.flatten(0, 1).split(_CHUNK)
@@ -123,6 +146,50 @@ class EmbeddingTable:
             Shape (frames, width), float32; differentiable in the vectors.
         """
         with torch.autocast(vectors.device.type, enabled=False):
-            near = self.unit[ids].float()
+            near = self.rows(ids).float()
             shares = (near @ vectors.unsqueeze(-1)).softmax(dim=1)
             return (shares * self.embedding(ids).float()).sum(1)
+
+
+class SpelledTable(EmbeddingTable):
+    """Tokens told apart by their spelling; their embeddings are the LLM's.
+
+    Arguments
+    ---------
+    table : EmbeddingTable
+        Of the LLM.
+    speller : callable
+        A module: token ids -> vectors of length 1; it may learn.
+    """
+
+    def __init__(self, table, speller):
+        super().__init__(table.embedding, table.texts)
+        self.speller = speller
+
+    @property
+    def unit(self):
+        """Vectors of all tokens, kept until the speller changes."""
+        tensors = [*self.speller.parameters(), *self.speller.buffers()]
+        of = [(t.data_ptr(), t.device, t.dtype, t._version) for t in tensors]
+        if self._of != of:
+            with torch.no_grad():
+                self._unit = self._spell()
+            self._of = of
+        return self._unit
+
+    def rows(self, ids=None):
+        """See `EmbeddingTable.rows`; differentiable in the speller."""
+        learns = any(p.requires_grad for p in self.speller.parameters())
+        if not (learns and torch.is_grad_enabled()):
+            return super().rows(ids)
+        if ids is None:
+            return self._spell()
+        some, places = ids.unique(return_inverse=True)
+        return self.speller(some).to(self.embedding.weight.dtype)[places]
+
+    def _spell(self):
+        """All tokens' vectors, a chunk at a time."""
+        weight = self.embedding.weight
+        ids = torch.arange(len(weight), device=weight.device)
+        vectors = [self.speller(some) for some in ids.split(_TOKENS)]
+        return torch.cat(vectors).to(weight.dtype)

@@ -132,7 +132,7 @@ class FrozenLLM(torch.nn.Module):
         self.model.get_output_embeddings().register_forward_pre_hook(
             lambda module, inputs: (inputs[0].contiguous(), *inputs[1:])
         )
-        self.table = EmbeddingTable(self.embedding)
+        self.table = EmbeddingTable(self.embedding, self.token_texts)
         config = self.model.config.get_text_config()
         self.hidden_size = config.hidden_size
         # Models that bend their logits say so in these fields (Gemma-2,
@@ -204,6 +204,25 @@ class FrozenLLM(torch.nn.Module):
     def dtype(self):
         """Dtype of the weights."""
         return self.embedding.weight.dtype
+
+    @property
+    def vocabulary_size(self):
+        """Rows of the embedding table; some may be no token's."""
+        return len(self.embedding.weight)
+
+    def token_texts(self):
+        """What the tokens are, spaces included.
+
+        Returns
+        -------
+        list of bytes
+            One for each row of the embedding table; empty where no token is.
+        """
+        known = len(self.tokenizer)
+        return [
+            self.tokenizer.convert_tokens_to_string([token]).encode()
+            for token in self.tokenizer.convert_ids_to_tokens(range(known))
+        ] + [b""] * (self.vocabulary_size - known)
 
     @property
     def max_positions(self):

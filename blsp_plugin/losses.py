@@ -304,7 +304,7 @@ class InputCTC(torch.nn.Module):
         self.blank = torch.nn.Parameter(torch.randn(embedding_size))
         self.log_scale = torch.nn.Parameter(torch.tensor(float(scale)).log())
 
-    def forward(self, speech, transcripts, tokens, llm):
+    def forward(self, speech, transcripts, tokens, table):
         """Sum over the clips of a batch.
 
         Arguments
@@ -316,8 +316,8 @@ class InputCTC(torch.nn.Module):
         tokens : torch.Tensor
             Shape (batch,), response tokens of each row: a clip's mean over
             its transcript counts as often.
-        llm : FrozenLLM
-            Gives the embedding table.
+        table : EmbeddingTable
+            Of the tokens.
 
         Returns
         -------
@@ -329,7 +329,7 @@ class InputCTC(torch.nn.Module):
         def clip_loss(embeds, ids):
             embeds = functional.normalize(embeds.float(), dim=-1)
             blank = embeds @ functional.normalize(self.blank, dim=0)
-            logits = [blank[:, None], llm.table.logits(embeds)]
+            logits = [blank[:, None], table.logits(embeds)]
             logits = self.log_scale.exp() * torch.cat(logits, dim=-1)
             log_probs = logits.log_softmax(-1)
             return functional.ctc_loss(
@@ -382,15 +382,15 @@ class TokenCTC(torch.nn.Module):
         self.weight = weight
         self.negatives = negatives
 
-    def forward(self, speech, transcripts, tokens, llm):
+    def forward(self, speech, transcripts, tokens, table):
         """Sum over the clips of a batch: see `InputCTC.forward`."""
         vectors, blank = speech.more["vectors"], speech.more["blank"]
         ids = torch.tensor(sum(transcripts, []), device=vectors.device)
         present, targets = ids.unique(return_inverse=True)
         logits = [
             blank.unsqueeze(-1),
-            llm.table.logits(vectors, present),
-            self._others(vectors, present, llm.table).unsqueeze(-1),
+            table.logits(vectors, present),
+            self._others(vectors, present, table).unsqueeze(-1),
         ]
         log_probs = torch.cat(logits, dim=-1).log_softmax(-1)
         frames, counts = speech.more["frames"], list(map(len, transcripts))
@@ -442,7 +442,7 @@ class CIFQuantity:
     def __init__(self, weight=1.0):
         self.weight = weight
 
-    def __call__(self, speech, transcripts, tokens, llm):
+    def __call__(self, speech, transcripts, tokens, table):
         """Sum over the clips of a batch: see `InputCTC`."""
         counts = torch.tensor(
             [len(ids) for ids in transcripts], device=speech.embeds.device

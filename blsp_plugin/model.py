@@ -56,8 +56,8 @@ class BLSP(torch.nn.Module):
         self.encoder = encoder
         self.adapter = adapter
         self.llm = llm
-        if hasattr(adapter, "bind"):
-            adapter.bind(llm.table)
+        binds = hasattr(adapter, "bind")  # to tokens, in its own way
+        self.table = adapter.bind(llm.table) if binds else llm.table
 
     def speech_tokens(self, samples):
         """Speech tokens of a clip.

@@ -10,6 +10,7 @@ from blsp_plugin.adapters import (
     ConcatMLPAdapter,
     ConvAdapter,
     CTCAdapter,
+    SpelledCTCAdapter,
 )
 from blsp_plugin.adapters.cformer import integrate_and_fire
 from blsp_plugin.embedding_table import EmbeddingTable
@@ -35,22 +36,36 @@ KINDS = {
     "cformer": (CFormerAdapter, {"layers": (1, 1), "heads": 4}),
     # Random tokens are not to be trusted: no sharper than they are.
     "ctc": (CTCAdapter, {"layers": 2, "dropout": 0.0, "sharpness": 1.0}),
+    "spelled": (
+        SpelledCTCAdapter,
+        {"layers": 2, "dropout": 0.0, "sharpness": 1.0, "vector_size": 24},
+    ),
 }
 # What trains them beside the response.
 INPUT_LOSSES = {
     "cformer": [CIFQuantity()],
     "ctc": [TokenCTC(negatives=0)],
+    "spelled": [TokenCTC(negatives=0)],
 }
 
 
-def make(kind, width=32, **options):
+def texts():
+    """What 50 tokens are; two of them the same, one nothing, one long."""
+    some = [b" %d" % (n * n) for n in range(47)]
+    return [*some, b" 4", b"", b" a token of more letters than are read"]
+
+
+def make(kind, width=32, vocabulary_size=50, **options):
     torch.manual_seed(0)
     adapter, settings = KINDS[kind]
-    if adapter is CTCAdapter:  # its scale is the LLM's own
+    if issubclass(adapter, CTCAdapter):  # its scale is the LLM's own
         options.pop("gain", None)
+    if adapter is SpelledCTCAdapter:
+        options["vocabulary_size"] = vocabulary_size
     adapter = adapter(32, width, **settings, **options)
-    if isinstance(adapter, CTCAdapter):
-        adapter.bind(EmbeddingTable(torch.nn.Embedding(50, width)))
+    if isinstance(adapter, CTCAdapter) and vocabulary_size == 50:
+        table = torch.nn.Embedding(50, width)
+        adapter.bind(EmbeddingTable(table, texts))
     return adapter
 
 
@@ -96,7 +111,8 @@ def test_a_clip_does_not_depend_on_its_batch(kind, training):
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_adapter_trains(kind, model, prompt):
     """Cross-entropy through the frozen LLM falls; all weights learn."""
-    adapter = make(kind, gain=model.llm.embedding_rms)
+    llm = model.llm
+    adapter = make(kind, 32, llm.vocabulary_size, gain=llm.embedding_rms)
     model = BLSP(model.encoder, adapter, model.llm)
     wavs = make_wavs(SECONDS)
     rows = speech_rows(model, prompt, wavs)
@@ -116,7 +132,7 @@ def test_each_adapter_trains(kind, model, prompt):
         loss = response_loss([ResponseCrossEntropy()], states, None, model.llm)
         values.append(loss.item() / len(states.targets))
         for other in INPUT_LOSSES.get(kind, ()):
-            loss = loss + other(speech, slots, counts, model.llm)
+            loss = loss + other(speech, slots, counts, model.table)
         totals.append(loss.item() / len(states.targets))
         optimizer.zero_grad()
         loss.backward()
@@ -124,7 +140,7 @@ def test_each_adapter_trains(kind, model, prompt):
             assert param.grad is not None and param.grad.any(), name
         optimizer.step()
     # Tokens of a CTC that guesses can say little else.
-    assert values[-1] < (0.9 if kind == "ctc" else 0.7) * values[0]
+    assert values[-1] < (0.9 if kind in ("ctc", "spelled") else 0.7) * values[0]
     assert totals[-1] < 0.7 * totals[0]
     with torch.autocast("cpu", torch.bfloat16):
         again = model.embed_speech(mel, lengths, tokens)
@@ -314,3 +330,60 @@ def test_number_of_tokens_is_learnt():
         loss.backward()
         optimizer.step()
     assert abs(speech.lengths - torch.tensor([12, 3])).max() <= 1
+
+
+def test_spelled_tokens_are_told_apart_by_their_letters():
+    """Whatever tokens are asked for together, and whatever changed before."""
+    adapter = make("spelled")
+    table = adapter._table
+    with torch.no_grad():
+        unit = table.rows()
+        assert unit.shape == (50, 24)
+        assert torch.allclose(unit.norm(dim=-1), torch.ones(50))
+        assert torch.equal(unit[2], unit[47])  # spelled alike
+        assert (unit[2] - unit[3]).abs().max() > 1e-3
+        for some in ([3], [48, 2, 2], [49, 0, 48]):
+            spelled = adapter.speller(torch.tensor(some))
+            assert torch.allclose(spelled, unit[some], atol=1e-6)
+        assert table.rows() is unit  # kept
+        adapter.speller.out.bias.add_(0.5)
+        assert (table.rows() - unit).abs().max() > 1e-3
+    ids = torch.tensor([[3, 4], [4, 48]])
+    learnt = table.rows(ids)
+    assert torch.allclose(learnt, table.unit[ids], atol=1e-6)
+    learnt.sum().backward()
+    assert adapter.speller.convs[0].weight.grad.any()
+    adapter.requires_grad_(False)
+    assert table.rows() is table.unit  # nothing to learn: kept again
+
+
+def test_spelled_adapter_gives_the_embeddings_of_the_llm():
+    """A frame that is a token's vector is the token's embedding."""
+    adapter = make("spelled", width=16).eval()
+    table, adapter.nearest = adapter._table, 1
+    with torch.no_grad():
+        vectors = 60.0 * table.rows(torch.tensor([[7, 7, 3]]))
+        adapter._listen = lambda *_: (
+            vectors,
+            torch.zeros(1, 3),
+            torch.tensor([3]),
+            torch.randn(1, 3, 32),
+        )
+        speech, lengths, _ = adapter(None, None)
+        wanted = table.embedding.weight[[7, 3]]
+    assert lengths.tolist() == [2]
+    assert torch.allclose(speech[0], wanted, atol=1e-5)
+
+
+def test_spelling_comes_with_the_weights():
+    """Where nobody says what the tokens are, the file does."""
+    adapter, other = make("spelled"), make("spelled")
+    other.speller.letters.zero_()
+    other.load_state_dict(adapter.state_dict())
+    other.bind(EmbeddingTable(torch.nn.Embedding(50, 32)))
+    assert torch.equal(other._table.unit, adapter._table.unit)
+    sizes = SpelledCTCAdapter(**adapter.sizes()).sizes()
+    assert sizes == adapter.sizes()
+    held = SpelledCTCAdapter(8, 8, 5, layers=1, train_listening=False)
+    learning = {n for n, p in held.named_parameters() if p.requires_grad}
+    assert learning == {"beyond.weight", "beyond.bias"}

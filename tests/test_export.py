@@ -21,6 +21,7 @@ from blsp_plugin.adapters import (
     ConcatMLPAdapter,
     ConvAdapter,
     CTCAdapter,
+    SpelledCTCAdapter,
 )
 from blsp_plugin.encoder import WhisperEncoder
 from blsp_plugin.errors import BadInput
@@ -37,10 +38,19 @@ from tests.training import ROOT
 
 CPU = {"device": "cpu"}
 KINDS = {
-    "conv": lambda a, b: ConvAdapter(a, b, bottleneck=16, layers=2),
-    "mlp": lambda a, b: ConcatMLPAdapter(a, b, hidden_size=24, stride=6),
-    "cif": lambda a, b: CFormerAdapter(a, b, layers=(1, 1), heads=4),
-    "ctc": lambda a, b: CTCAdapter(a, b, layers=1),
+    "conv": lambda a, llm: ConvAdapter(
+        a, llm.hidden_size, bottleneck=16, layers=2
+    ),
+    "mlp": lambda a, llm: ConcatMLPAdapter(
+        a, llm.hidden_size, hidden_size=24, stride=6
+    ),
+    "cif": lambda a, llm: CFormerAdapter(
+        a, llm.hidden_size, layers=(1, 1), heads=4
+    ),
+    "ctc": lambda a, llm: CTCAdapter(a, llm.hidden_size, layers=1),
+    "spelled": lambda a, llm: SpelledCTCAdapter(
+        a, llm.hidden_size, llm.vocabulary_size, layers=1
+    ),
 }
 PLAIN = "Speech: {speech}\n{instruction}\nAnswer:"
 
@@ -64,7 +74,7 @@ def trained(folder, whisper, llm, kind="conv", lora=None, **settings):
     pad = settings.pop("pad_to_30s", False)
     encoder, llm = WhisperEncoder(whisper, pad), FrozenLLM(llm)
     prompt = Prompt(llm.tokenizer, **settings)
-    adapter = KINDS[kind](encoder.output_size, llm.hidden_size)
+    adapter = KINDS[kind](encoder.output_size, llm)
     for model in lora or ():
         AdaptedModel(
             model_to_adapt={"llm": llm, "encoder": encoder}[model],

@@ -23,6 +23,7 @@ from blsp_plugin.adapters import (
     ConcatMLPAdapter,
     ConvAdapter,
     CTCAdapter,
+    SpelledCTCAdapter,
 )
 from blsp_plugin.encoder import WhisperEncoder
 from blsp_plugin.errors import BadInput
@@ -47,6 +48,7 @@ ADAPTERS = {
     "mlp": (ConcatMLPAdapter, {"hidden_size": 24, "stride": 6}),
     "cformer": (CFormerAdapter, {"layers": (1, 1), "heads": 4}),
     "ctc": (CTCAdapter, {"layers": 1}),
+    "spelled": (SpelledCTCAdapter, {"layers": 1, "vector_size": 24}),
 }
 LLMS = ["llm_folder", "sentencepiece_folder"]
 
@@ -55,8 +57,11 @@ def build(encoder, llm, adapter="conv"):
     """A model with an adapter that answers otherwise to each clip."""
     torch.manual_seed(0)
     kind, arguments = ADAPTERS[adapter]
-    if kind is not CTCAdapter:  # whose scale is the LLM's own
+    if not issubclass(kind, CTCAdapter):  # whose scale is the LLM's own
         arguments = {"gain": llm.embedding_rms, **arguments}
+    if kind is SpelledCTCAdapter:
+        size = llm.vocabulary_size
+        arguments = {"vocabulary_size": size, **arguments}
     adapter = kind(encoder.output_size, llm.hidden_size, **arguments)
     if kind is CFormerAdapter:  # its weights start alike for all frames
         torch.nn.init.normal_(adapter.weight.weight, std=0.3)

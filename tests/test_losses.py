@@ -174,7 +174,7 @@ def test_ctc_matches_naive_and_lets_clips_be(model, prompt):
     embeds = torch.randn(3, 9, llm.hidden_size, requires_grad=True)
     tokens = torch.tensor([4, 2, 7])
     speech = SpeechEmbeddings(embeds, lengths)
-    total = loss(speech, transcripts, tokens, llm)
+    total = loss(speech, transcripts, tokens, llm.table)
     table = functional.normalize(llm.embedding.weight.float(), dim=-1)
     naive = 0
     for i in range(2):  # the third has fewer embeddings than tokens
@@ -208,7 +208,7 @@ def test_token_ctc_matches_naive(model):
     more = {"vectors": vectors, "blank": blank, "frames": frames}
     speech = SpeechEmbeddings(torch.zeros(3, 1, 8), frames, more)
     loss = TokenCTC(negatives=0)
-    total = loss(speech, transcripts, tokens, llm)
+    total = loss(speech, transcripts, tokens, llm.table)
     table = functional.normalize(llm.embedding.weight.float(), dim=-1)
     logits = torch.cat([blank.unsqueeze(-1), vectors @ table.T], dim=-1)
     naive = functional.ctc_loss(
@@ -226,10 +226,12 @@ def test_token_ctc_matches_naive(model):
     for one, other in zip(ours, theirs, strict=True):
         assert torch.allclose(one, other, atol=1e-4)
     sampled = TokenCTC(negatives=len(table) // 4)
-    values = [sampled(speech, transcripts, tokens, llm) for _ in range(20)]
+    values = [
+        sampled(speech, transcripts, tokens, llm.table) for _ in range(20)
+    ]
     assert abs(sum(values) / 20 - naive) < 0.02 * naive
     with torch.no_grad():
-        exact = sampled.eval()(speech, transcripts, tokens, llm)
+        exact = sampled.eval()(speech, transcripts, tokens, llm.table)
     assert abs(exact - naive) < 1e-4 * naive
 
 

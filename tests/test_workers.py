@@ -12,7 +12,7 @@ from functools import partial
 import pytest
 import torch
 
-from blsp_plugin.adapters import ConvAdapter, CTCAdapter
+from blsp_plugin.adapters import ConvAdapter, CTCAdapter, SpelledCTCAdapter
 from blsp_plugin.data.workers import worker_options
 from blsp_plugin.dataio import weightless
 from blsp_plugin.lengths import clip_tokens
@@ -103,14 +103,17 @@ class Stubborn(ConvAdapter):
         super().__init__(8, 16, layers=2)
 
 
-@pytest.mark.parametrize("kind", ["conv", "ctc", "own"])
+@pytest.mark.parametrize("kind", ["conv", "ctc", "spelled", "own"])
 def test_workers_carry_no_weights(kind, llm):
     adapter = {
         "conv": lambda: ConvAdapter(64, 128, layers=3),
         "ctc": lambda: CTCAdapter(64, llm.hidden_size, layers=1),
+        "spelled": lambda: SpelledCTCAdapter(
+            64, llm.hidden_size, llm.vocabulary_size, layers=1
+        ),
         "own": Stubborn,
     }[kind]()
-    if kind == "ctc":
+    if hasattr(adapter, "bind"):
         adapter.bind(llm.table)
     light = weightless(adapter)
     assert all(p.is_meta for p in light.parameters())

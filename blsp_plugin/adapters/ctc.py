@@ -58,7 +58,7 @@ class CTCAdapter(nn.Module):
     >>> import torch
     >>> from blsp_plugin.embedding_table import EmbeddingTable
     >>> adapter = CTCAdapter(32, 64, layers=1)
-    >>> adapter.bind(EmbeddingTable(torch.nn.Embedding(100, 64)))
+    >>> _ = adapter.bind(EmbeddingTable(torch.nn.Embedding(100, 64)))
     >>> states, lengths = torch.rand(2, 50, 32), torch.tensor([50, 9])
     >>> speech, lengths, more = adapter(states, lengths, torch.tensor([5, 3]))
     >>> speech.shape, lengths.tolist(), more["vectors"].shape
@@ -108,7 +108,7 @@ class CTCAdapter(nn.Module):
         """Arguments that build it again, a dict of numbers for JSON."""
         return {
             "input_size": self.project.in_features,
-            "output_size": self.project.out_features,
+            "output_size": self.beyond.out_features,
             "layers": len(self.blocks),
             "kernel_size": self.blocks[0].conv.kernel_size[0],
             "nearest": self.nearest,
@@ -124,8 +124,14 @@ class CTCAdapter(nn.Module):
         ---------
         table : EmbeddingTable
             Of the LLM.
+
+        Returns
+        -------
+        EmbeddingTable
+            What its vectors are compared with.
         """
         self._table = table
+        return table
 
     def output_lengths(self, lengths):
         """About how many speech tokens: see `CFormerAdapter.output_lengths`."""

@@ -2,9 +2,8 @@
 """The starter adapter, from recordings to `pretrained/starter`.
 
 Brings the corpora together (Whisper writes the transcripts that are missing),
-speaks sentences for words that they lack and then all words of the LLM's
-vocabulary, and runs both stages: a warm start by CTC, then the LLM's
-behaviours.
+speaks sentences for words that they lack, and runs both stages: a warm start
+by CTC, then the LLM's behaviours.
 
 To run this recipe:
 > python recipes/starter/starter.py --data_folder /data/speech
@@ -36,15 +35,11 @@ from blsp_plugin.stages import run_recipe
 
 RECORDED = "results/starter/recorded"  # people, for both stages
 SPEECH = "results/starter/speech"  # and a machine, for the warm start
-WORDS = "results/starter/words"  # and another one, for what follows it
 AT_ONCE = 8  # clips that Whisper transcribes
 STAGES = {
     "speak": "recipes/synthesis/speak.py",
     "transcripts": "recipes/continuation/generate.py",
     "warm": "recipes/blsp/train.py",
-    "words": "recipes/synthesis/speak.py",
-    "word_transcripts": "recipes/continuation/generate.py",
-    "hear": "recipes/blsp/train.py",
     "generate": "recipes/continuation/generate.py",
     "train": "recipes/blsp/train.py",
 }
@@ -74,7 +69,7 @@ def bring_together(data_folder):
         rows = [r for r in rows if r["split"] != "train" or r["id"] not in held]
         if rows and not any(row["text"] for row in rows):
             rows = transcribe(rows, f"results/starter/transcribed/{name}")
-        for folder in (RECORDED, SPEECH, WORDS) if rows else ():
+        for folder in (RECORDED, SPEECH) if rows else ():
             write_table(rows, os.path.join(folder, name))
 
 
@@ -131,20 +126,14 @@ def main(arguments=None):
     parser.add_argument(
         "--sentences", default="16000", help="spoken by a machine"
     )
-    parser.add_argument(
-        "--lists", default="null", help="of words, at most; null: all"
-    )
     parser.add_argument("--device", default="cpu", help="such as cuda:0")
     args, training = parser.parse_known_args(arguments)
     bring_together(args.data_folder)
     device = ["--device", args.device]
-    quarter = ["--number", str(int(args.sentences) // 4)]
     for name, script in STAGES.items():
         options = {
             "speak": ["--number", args.sentences],
-            "words": [*quarter, "--most_lists", args.lists],
             "warm": [*device, *training],
-            "hear": [*device, *training],
             "train": [*device, *training],
         }.get(name, device)
         run_recipe(script, f"hparams/starter/{name}.yaml", options)
