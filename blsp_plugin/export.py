@@ -250,8 +250,10 @@ def _copy_weights(source, folder, files, dtype):
                 shutil.copyfile(os.path.join(source, name), path)
                 continue
             weights = load_file(os.path.join(source, name))
-            wanted = getattr(torch, dtype)
-            save_file({k: v.to(wanted) for k, v in weights.items()}, path)
+            for key, value in weights.items():
+                if value.is_floating_point():  # letters are no numbers
+                    weights[key] = value.to(getattr(torch, dtype))
+            save_file(weights, path)
     return {name: file_digest(os.path.join(folder, name)) for name in files}
 
 

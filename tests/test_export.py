@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml as pyyaml
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from speechbrain.nnet.adapters import AdaptedModel, LoRA
 
 from blsp_plugin.adapters import (
@@ -104,6 +104,7 @@ def adapter_folder(tmp_path, whisper_folder, llm_folder):
         {"kind": "mlp"},
         {"kind": "cif"},
         {"kind": "ctc"},
+        {"kind": "spelled"},
         {"lora": ["llm"]},
         {"lora": ["llm", "encoder"], "kind": "cif"},
         {"pad_to_30s": True},
@@ -172,6 +173,19 @@ def test_local_paths_do_not_travel(adapter_folder, tmp_path):
     assert not (tmp_path / "packed").exists()
     with pytest.raises(BadInput, match="--llm <hub id>"):
         export_adapter(adapter_folder, tmp_path / "packed", whisper="a/b")
+
+
+def test_letters_stay_letters_in_bfloat16(
+    tmp_path, whisper_folder, llm_folder
+):
+    source, target = tmp_path / "trained", tmp_path / "half"
+    model, _ = trained(source, whisper_folder, llm_folder, "spelled")
+    export_adapter(source, target, allow_local_paths=True, dtype="bfloat16")
+    weights = load_file(target / "adapter.safetensors")
+    kinds = {tensor.dtype for tensor in weights.values()}
+    assert kinds == {torch.bfloat16, torch.uint8}
+    letters = model.adapter.speller.letters
+    assert torch.equal(weights["speller.letters"], letters) and letters.any()
 
 
 def test_half_the_bytes_in_bfloat16(adapter_folder, tmp_path):
