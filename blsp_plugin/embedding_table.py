@@ -172,7 +172,9 @@ class SpelledTable(EmbeddingTable):
         tensors = [*self.speller.parameters(), *self.speller.buffers()]
         of = [(t.data_ptr(), t.device, t.dtype, t._version) for t in tensors]
         if self._of != of:
-            with torch.no_grad():
+            # What is kept must not depend on who asked first.
+            kind = self.embedding.weight.device.type
+            with torch.no_grad(), torch.autocast(kind, enabled=False):
                 self._unit = self._spell()
             self._of = of
         return self._unit

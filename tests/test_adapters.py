@@ -14,6 +14,7 @@ from blsp_plugin.adapters import (
 )
 from blsp_plugin.adapters.cformer import integrate_and_fire
 from blsp_plugin.embedding_table import EmbeddingTable
+from blsp_plugin.errors import BadInput
 from blsp_plugin.lengths import encoder_frames, mel_frames
 from blsp_plugin.losses import (
     CIFQuantity,
@@ -346,6 +347,9 @@ def test_spelled_tokens_are_told_apart_by_their_letters():
             spelled = adapter.speller(torch.tensor(some))
             assert torch.allclose(spelled, unit[some], atol=1e-6)
         assert table.rows() is unit  # kept
+        table._of = None
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(table.rows(), unit)
         adapter.speller.out.bias.add_(0.5)
         assert (table.rows() - unit).abs().max() > 1e-3
     ids = torch.tensor([[3, 4], [4, 48]])
@@ -384,6 +388,8 @@ def test_spelling_comes_with_the_weights():
     assert torch.equal(other._table.unit, adapter._table.unit)
     sizes = SpelledCTCAdapter(**adapter.sizes()).sizes()
     assert sizes == adapter.sizes()
+    with pytest.raises(BadInput, match="is 50, but the LLM has 9 tokens"):
+        other.bind(EmbeddingTable(torch.nn.Embedding(9, 32)))
     held = SpelledCTCAdapter(8, 8, 5, layers=1, train_listening=False)
     learning = {n for n, p in held.named_parameters() if p.requires_grad}
     assert learning == {"beyond.weight", "beyond.bias"}

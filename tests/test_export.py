@@ -175,9 +175,7 @@ def test_local_paths_do_not_travel(adapter_folder, tmp_path):
         export_adapter(adapter_folder, tmp_path / "packed", whisper="a/b")
 
 
-def test_letters_stay_letters_in_bfloat16(
-    tmp_path, whisper_folder, llm_folder
-):
+def test_letters_stay_letters_in_bfloat16(tmp_path, whisper_folder, llm_folder):
     source, target = tmp_path / "trained", tmp_path / "half"
     model, _ = trained(source, whisper_folder, llm_folder, "spelled")
     export_adapter(source, target, allow_local_paths=True, dtype="bfloat16")

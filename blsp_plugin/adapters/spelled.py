@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from blsp_plugin.adapters.ctc import CTCAdapter
 from blsp_plugin.embedding_table import SpelledTable
+from blsp_plugin.errors import BadInput
 
 __all__ = ["SpelledCTCAdapter"]
 
@@ -84,7 +85,19 @@ class SpelledCTCAdapter(CTCAdapter):
         }
 
     def bind(self, table):
-        """Take the LLM's embeddings and tokens; see `CTCAdapter.bind`."""
+        """Take the LLM's embeddings and tokens; see `CTCAdapter.bind`.
+
+        Raises
+        ------
+        BadInput
+            If it is for a vocabulary of another size.
+        """
+        wanted, there = len(self.speller.letters), len(table.embedding.weight)
+        if wanted != there:
+            raise BadInput(
+                f"SpelledCTCAdapter: vocabulary_size is {wanted}, but the LLM "
+                f"has {there} tokens; give llm_model.vocabulary_size"
+            )
         if table.texts is not None:  # else they come with the weights
             self.speller.read(table.texts())
         return super().bind(SpelledTable(table, self.speller))

@@ -278,7 +278,7 @@ class FliteVoice:
     """
 
     def __init__(self, voice="slt", pitch=170.0, program=None):
-        self.name = f"flite-{voice}"
+        self.name = f"flite-{voice}-{pitch:g}"
         self._voice = voice
         self._pitch = pitch
         self._program = program
