@@ -8,6 +8,8 @@ import csv
 import errno
 import functools
 import gzip
+import importlib
+import inspect
 import json
 import os
 import signal
@@ -939,3 +941,11 @@ def test_command_lists_the_parts(home):
         text=True,
     )
     assert said.returncode == 2 and "no part 'whisper-huge'" in said.stderr
+
+
+def test_builders_take_no_functions_name():
+    """A builder's module, once imported, is an attribute of the package."""
+    for part in starter.PARTS.values():
+        importlib.import_module(part.builder.partition(":")[0])
+    for name in starter.__all__:
+        assert not inspect.ismodule(getattr(starter, name)), name

@@ -66,7 +66,7 @@ PARTS = {
     "gemma3-270m": Part(
         "gemma3-270m", "blsp_plugin.starter.gguf_llm:build_gemma3", 1, 900
     ),
-    "flite": Part("flite", "blsp_plugin.starter.flite:build", 1, 100),
+    "flite": Part("flite", "blsp_plugin.starter.debian_flite:build", 1, 100),
     **{
         f"corpus-{language}": Part(
             f"corpus-{language}",
