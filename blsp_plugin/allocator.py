@@ -16,7 +16,7 @@ def keep_freed_memory():
 
     glibc gives blocks of some megabytes, which a batch's tensors are, back at
     once and asks for them again, and the system fills every page with zeros:
-    on a CPU half of a training step. For the whole process, as long as it
+    on a CPU a third of a training step by CTC. For the whole process, as long as it
     lives; where there is no glibc nothing happens.
 
     Returns

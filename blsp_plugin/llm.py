@@ -218,11 +218,14 @@ class FrozenLLM(torch.nn.Module):
         list of bytes
             One for each row of the embedding table; empty where no token is.
         """
-        known = len(self.tokenizer)
-        return [
-            self.tokenizer.convert_tokens_to_string([token]).encode()
-            for token in self.tokenizer.convert_ids_to_tokens(range(known))
-        ] + [b""] * (self.vocabulary_size - known)
+        size = self.vocabulary_size
+        # A tokenizer may know more than the table has, or have gaps.
+        known = range(min(len(self.tokenizer), size))
+        texts = [
+            self.tokenizer.convert_tokens_to_string([token]) if token else ""
+            for token in self.tokenizer.convert_ids_to_tokens(known)
+        ]
+        return [text.encode() for text in texts] + [b""] * (size - len(known))
 
     @property
     def max_positions(self):

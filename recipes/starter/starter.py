@@ -83,9 +83,13 @@ def transcribe(rows, folder):
     for start in tqdm(range(0, len(rows), AT_ONCE), folder):
         some = rows[start : start + AT_ONCE]
         clips = [
-            Clip(row["id"], clip_key(row["wav"]).hex(), "", wav)
+            Clip(
+                row["id"],
+                clip_key(row["wav"]).hex(),
+                "",
+                read_speech(row["wav"]),
+            )
             for row in some
-            for wav in [read_speech(row["wav"])]
         ]
         for row, answer in zip(some, whisper.hear(clips), strict=True):
             heard.append({**row, "text": answer.text})
