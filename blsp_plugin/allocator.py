@@ -16,8 +16,8 @@ def keep_freed_memory():
 
     glibc gives blocks of some megabytes, which a batch's tensors are, back at
     once and asks for them again, and the system fills every page with zeros:
-    on a CPU a third of a training step by CTC. For the whole process, as long as it
-    lives; where there is no glibc nothing happens.
+    on a CPU a third of a training step by CTC. For the whole process, as long
+    as it lives; where there is no glibc nothing happens.
 
     Returns
     -------
