@@ -405,6 +405,22 @@ def test_parallel_prompts_ids_match(tmp_path):
     assert left == {"train": 2, "valid": 2, "test": 2}  # "stars", an order
 
 
+def test_linked_speech_folder_of_clips_elsewhere(tmp_path):
+    """Above a linked folder lies what is above its target."""
+    root = miniatures.speech_folder(tmp_path / "clips" / "speech")
+    listed = tmp_path / "deep" / "er" / "tables" / "phone"
+    listed.mkdir(parents=True)
+    table = (root / "phone/manifest.tsv").read_text("utf-8")
+    there = table.replace("\taudio/", f"\t{root}/phone/audio/")
+    (listed / "manifest.tsv").write_text(there, "utf-8")
+    link, save = tmp_path / "speech", tmp_path / "s"
+    link.symlink_to(listed.parent)
+    prepare_speech_folder(link, save, language="fr")
+    rows = read_manifest(save / "train.csv", data_root=link).rows
+    assert len(rows) == 3
+    assert all(os.path.isfile(row["wav"]) for row in rows)
+
+
 def test_speech_folder_options(tmp_path):
     root, save = miniatures.speech_folder(tmp_path / "speech"), tmp_path / "s"
     prepare_speech_folder(root, save, corpora="orders")

@@ -410,7 +410,11 @@ def _check_text(columns):
 
 
 def _relative(path, data_folder):
-    return f"$data_root/{os.path.relpath(path, data_folder)}"
+    inside = os.path.relpath(path, data_folder)
+    if inside.split(os.sep)[0] == os.pardir:
+        # What lies beside a linked folder is not what lies beside its target.
+        return os.path.join(os.getcwd(), path)
+    return f"$data_root/{inside}"
 
 
 def _extent(clip, probe):
