@@ -398,7 +398,7 @@ class TokenCTC(torch.nn.Module):
 
     def _others(self, vectors, present, table):
         """Log of what the tokens that are not present add up to."""
-        vocabulary = len(table.unit)
+        vocabulary = len(table.embedding.weight)
         if not self.training or not 0 < self.negatives < vocabulary:
             return table.log_sum(vectors, present)
         drawn = torch.randint(
