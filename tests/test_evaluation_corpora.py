@@ -405,13 +405,15 @@ def test_parallel_prompts_ids_match(tmp_path):
     assert left == {"train": 2, "valid": 2, "test": 2}  # "stars", an order
 
 
-def test_linked_speech_folder_of_clips_elsewhere(tmp_path):
+@pytest.mark.parametrize("absolute", [True, False])
+def test_linked_speech_folder_of_clips_elsewhere(absolute, tmp_path):
     """Above a linked folder lies what is above its target."""
     root = miniatures.speech_folder(tmp_path / "clips" / "speech")
     listed = tmp_path / "deep" / "er" / "tables" / "phone"
     listed.mkdir(parents=True)
     table = (root / "phone/manifest.tsv").read_text("utf-8")
-    there = table.replace("\taudio/", f"\t{root}/phone/audio/")
+    place = root if absolute else os.path.relpath(root, listed)
+    there = table.replace("\taudio/", f"\t{place}/phone/audio/")
     (listed / "manifest.tsv").write_text(there, "utf-8")
     link, save = tmp_path / "speech", tmp_path / "s"
     link.symlink_to(listed.parent)

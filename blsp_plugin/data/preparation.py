@@ -14,7 +14,7 @@ import functools
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from speechbrain.utils.logger import get_logger
@@ -410,11 +410,10 @@ def _check_text(columns):
 
 
 def _relative(path, data_folder):
-    inside = os.path.relpath(path, data_folder)
-    if inside.split(os.sep)[0] == os.pardir:
-        # What lies beside a linked folder is not what lies beside its target.
-        return os.path.join(os.getcwd(), path)
-    return f"$data_root/{inside}"
+    # No path is shortened: ".." of a linked folder is its target's parent.
+    if PurePath(path).is_relative_to(data_folder):
+        return f"$data_root/{PurePath(path).relative_to(data_folder)}"
+    return os.path.join(os.getcwd(), path)
 
 
 def _extent(clip, probe):
