@@ -379,6 +379,21 @@ def test_spelled_adapter_gives_the_embeddings_of_the_llm():
     assert torch.allclose(speech[0], wanted, atol=1e-5)
 
 
+def test_training_spells_no_more_than_it_compares_with():
+    adapter = SpelledCTCAdapter(8, 8, 50, layers=1)
+    table = adapter.bind(EmbeddingTable(torch.nn.Embedding(50, 8)))
+    spelled = []
+    adapter.speller.register_forward_hook(
+        lambda _, given, out: spelled.append(len(given[0]))
+    )
+    states, lengths = torch.rand(1, 40, 8), torch.tensor([40])
+    adapter.only_listens = True
+    speech = SpeechEmbeddings(*adapter(states, lengths))
+    loss = TokenCTC(negatives=4)
+    loss(speech, [[3, 7, 3]], torch.tensor([3]), table).backward()
+    assert sum(spelled) <= 2 + 4
+
+
 def test_spelling_comes_with_the_weights():
     """Where nobody says what the tokens are, the file does."""
     adapter, other = make("spelled"), make("spelled")
