@@ -83,6 +83,7 @@ def place(tmp_path_factory):
         warm_python(folder / "bin", environment) as python,
     ):
         environment["PATH"] = f"{python.parent}:{environment['PATH']}"
+        environment["PYTHON_EXEC"] = str(python)  # of torchrun's ranks
         # It takes text only, and knows its LLM by the folder.
         stand_ins["{url: http://127.0.0.1:8000/v1, model: llm}"] = (
             f"{{url: {url}, model: {llm}, prompt_as: text, extra_body: null}}"

@@ -40,6 +40,7 @@ from blsp_plugin.evaluation.whisper_asr import (
 from blsp_plugin.hparams import load_hparams
 from blsp_plugin.package import load_adapter, save_adapter
 from tests.conftest import make_wavs
+from tests.warm_python import shared_python
 
 NAMES = ["gold", "cascade", "speechllm", "untrained", "whisper"]
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -411,11 +412,21 @@ def test_cascade_hears_real_speech(model, prompt, task, tmp_path):
     assert len(asr._known) == 4
 
 
-def run_recipe(*args, launcher=(sys.executable,)):
+def run_recipe(*args, launcher=None):
     """Run the recipe as a user does."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHON_EXEC": shared_python(),  # of torchrun's ranks
+    }
     return subprocess.run(
-        [*launcher, "recipes/asr/evaluate.py", "hparams/asr.yaml", *args],
+        [
+            *(launcher or [shared_python()]),
+            "recipes/asr/evaluate.py",
+            "hparams/asr.yaml",
+            *args,
+        ],
         cwd=ROOT,
         env=environment,
         capture_output=True,

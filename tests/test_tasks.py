@@ -4,7 +4,6 @@ import json
 import os
 import random
 import subprocess
-import sys
 import time
 
 import pytest
@@ -41,6 +40,7 @@ from blsp_plugin.package import save_adapter
 from blsp_plugin.prompts import Prompt
 from tests.tiny import tiny_tasks
 from tests.training import ROOT
+from tests.warm_python import shared_python
 
 LABELS = {"on": "switch it on", "off": "switch it off", "dim": "less light"}
 
@@ -418,7 +418,7 @@ def labelled(corpus, whisper_folder, llm_folder, tmp_path_factory):
     ],
 )
 def test_recipes_of_every_task(labelled, tmp_path, recipe, preset, figures):
-    command = [sys.executable, f"recipes/{recipe}/evaluate.py"]
+    command = [shared_python(), f"recipes/{recipe}/evaluate.py"]
     command += [f"hparams/{preset}.yaml", f"--output_folder={tmp_path}"]
     command += [f"--{key}={value}" for key, value in labelled.items()]
     done = subprocess.run(

@@ -102,13 +102,18 @@ def resume(tiny, folder, ranks=1, losses=(), more="", **options):
         "--ckpt_interval_steps",
         "5",
         check=False,
+        fresh=True,
         output_folder=output,
         **arguments,
     )
     assert killed.returncode == (-9 if ranks == 1 else 1), killed.stderr
     assert not os.path.exists(output + "/adapter")
     again = run_recipe(
-        "blsp/train.py", runs["kept"], output_folder=output, **arguments
+        "blsp/train.py",
+        runs["kept"],
+        fresh=True,
+        output_folder=output,
+        **arguments,
     )
     assert "Loading a checkpoint" in again.stdout + again.stderr
     return output, runs["kept"], arguments

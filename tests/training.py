@@ -12,6 +12,7 @@ import torch
 from blsp_plugin.data.manifest import read_manifest
 from blsp_plugin.llm import load_tokenizer
 from blsp_plugin.losses import ResponseCrossEntropy
+from tests.warm_python import shared_python
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -80,9 +81,15 @@ def write_continuations(corpus, llm_folder, folder, response_tokens=8):
     return folder
 
 
-def run_recipe(script, hparams, *options, check=True, ranks=1, **overrides):
-    """Run a recipe in a process of its own, from the project's root."""
-    command = [sys.executable]
+def run_recipe(
+    script, hparams, *options, check=True, ranks=1, fresh=False, **overrides
+):
+    """Run a recipe in a process of its own, from the project's root.
+
+    A fresh one does its own imports, and has a hash seed of its own.
+    """
+    python = sys.executable if fresh else shared_python()
+    command = [python if ranks == 1 else sys.executable]
     if ranks > 1:
         command += ["-m", "torch.distributed.run", "--standalone"]
         command += [f"--nproc_per_node={ranks}"]
@@ -96,6 +103,7 @@ def run_recipe(script, hparams, *options, check=True, ranks=1, **overrides):
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
         "PYTHONPATH": ROOT,
+        "PYTHON_EXEC": python,  # of torchrun's ranks
     }
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True

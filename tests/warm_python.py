@@ -1,11 +1,14 @@
-"""A Python whose imports are done: commands of READMEs run in forks of it.
+"""A Python whose imports are done: recipes run in forks of it.
 
 Three of the four seconds that a recipe takes on tiny models are imports. Each
-command still is a process of its own, with its own folder, arguments, output
-and status; what it runs is the same file.
+command still is a process of its own, with its own folder, environment,
+arguments, output and status; what it runs is the same file. Two forks have the
+same hash seed: what must not depend on it is run without this.
 """
 
+import atexit
 import contextlib
+import functools
 import importlib
 import os
 import runpy
@@ -14,8 +17,11 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 import traceback
+from pathlib import Path
 
 IMPORTS = (
     "blsp_plugin.brain",
@@ -27,13 +33,16 @@ IMPORTS = (
     "sacrebleu",
     "torchaudio",
 )
-# It has no imports to do, so that it takes 20 ms.
+# It has no imports to do, so that it takes 20 ms. torchrun says -u.
 CLIENT = """#!{python} -IS
 import array, os, socket, sys
-if sys.argv[1:2] and (sys.argv[1] == "-c" or sys.argv[1].endswith(".py")):
+given = [word for word in sys.argv[1:2] if word != "-u"] + sys.argv[2:]
+if given and (given[0] == "-c" or given[0].endswith(".py")):
     door = socket.socket(socket.AF_UNIX)
     door.connect({door!r})
-    call = "\\0".join([os.getcwd(), *sys.argv[1:]]).encode()
+    variables = [f"{{name}}={{value}}" for name, value in os.environ.items()]
+    call = "\\0".join([os.getcwd(), *variables, "", *given])
+    call = call.encode(errors="surrogateescape")
     fds = array.array("i", [0, 1, 2])
     door.sendmsg([len(call).to_bytes(4, "big") + call],
         [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
@@ -51,7 +60,7 @@ def warm_python(folder, environment):
     folder : pathlib.Path
         Gets a program ``python``, to be put first into the ``PATH``.
     environment : dict
-        Of all commands.
+        What the imports see, OpenMP's threads among them.
 
     Yields
     ------
@@ -73,6 +82,23 @@ def warm_python(folder, environment):
     finally:
         server.terminate()
         server.wait()
+
+
+@functools.cache
+def shared_python():
+    """One for all tests of this process, as a path; it ends with them."""
+    leaving = contextlib.ExitStack()
+    atexit.register(leaving.close)
+    folder = leaving.enter_context(tempfile.TemporaryDirectory())
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": root,
+    }
+    warm = warm_python(Path(folder) / "bin", environment)
+    return str(leaving.enter_context(warm))
 
 
 def serve(door, program):
@@ -100,21 +126,25 @@ def answer(call):
     body = b""
     while len(body) < int.from_bytes(size, "big"):
         body += call.recv(1 << 16)
-    folder, *arguments = body.decode().split("\0")
+    folder, *words = body.decode(errors="surrogateescape").split("\0")
+    split = words.index("")
+    variables = dict(word.split("=", 1) for word in words[:split])
     child = os.fork()
     if child == 0:
         call.close()
         for number, fd in enumerate(fds):
             os.dup2(fd, number)
-        os._exit(run(folder, arguments))
+        os._exit(run(folder, variables, words[split + 1 :]))
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     with contextlib.suppress(BrokenPipeError):
         call.send(str(status if status >= 0 else 128 - status).encode())
 
 
-def run(folder, arguments):
+def run(folder, variables, arguments):
     """What Python does with a script or with ``-c``; the exit status."""
     os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(variables)
     status = 0
     try:
         if arguments[0] == "-c":
@@ -136,9 +166,6 @@ def run(folder, arguments):
 
 def leave(status):
     """What happens at the end of a process: threads, hooks and buffers."""
-    import atexit
-    import threading
-
     threading._shutdown()
     atexit._run_exitfuncs()
     sys.stdout.flush()
