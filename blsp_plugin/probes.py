@@ -195,8 +195,12 @@ def _plot(records, path):
     except ImportError:
         logger.debug("%s is not drawn: matplotlib is not installed", path)
         return
-    figure = Figure(figsize=(10, 5), layout="constrained")
-    axes = figure.subplots(2, 3)
+    # Margins by hand: a layout engine draws all twice, at each validation.
+    figure = Figure(figsize=(10, 5))
+    margins = {"left": 0.06, "right": 0.98, "bottom": 0.1, "top": 0.94}
+    axes = figure.subplots(
+        2, 3, gridspec_kw={**margins, "wspace": 0.25, "hspace": 0.45}
+    )
     kinds = list(dict.fromkeys(record["behaviour"] for record in records))
     for axis, name in zip(axes.flat, PROBES, strict=True):
         for kind in kinds:

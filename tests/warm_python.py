@@ -30,6 +30,7 @@ IMPORTS = (
     "blsp_plugin.hparams",
     "blsp_plugin.package",
     "datasets",
+    "matplotlib.figure",
     "sacrebleu",
     "torchaudio",
 )
