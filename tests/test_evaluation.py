@@ -4,8 +4,6 @@ import json
 import logging
 import os
 import signal
-import subprocess
-import sys
 
 import pytest
 import soundfile
@@ -40,10 +38,9 @@ from blsp_plugin.evaluation.whisper_asr import (
 from blsp_plugin.hparams import load_hparams
 from blsp_plugin.package import load_adapter, save_adapter
 from tests.conftest import make_wavs
-from tests.warm_python import shared_python
+from tests.training import ROOT, run_recipe
 
 NAMES = ["gold", "cascade", "speechllm", "untrained", "whisper"]
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 class Parrot(System):
@@ -412,28 +409,6 @@ def test_cascade_hears_real_speech(model, prompt, task, tmp_path):
     assert len(asr._known) == 4
 
 
-def run_recipe(*args, launcher=None):
-    """Run the recipe as a user does."""
-    environment = {
-        **os.environ,
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-        "PYTHON_EXEC": shared_python(),  # of torchrun's ranks
-    }
-    return subprocess.run(
-        [
-            *(launcher or [shared_python()]),
-            "recipes/asr/evaluate.py",
-            "hparams/asr.yaml",
-            *args,
-        ],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-
-
 @pytest.fixture(scope="module")
 def trained(whisper_folder, llm_folder, tmp_path_factory):
     """Options naming the random models, and an adapter for them."""
@@ -450,15 +425,7 @@ def test_recipe_on_two_processes(trained, corpus, tmp_path):
         "data_folder": corpus.data_root,
         "output_folder": str(tmp_path / "two"),
     }
-    arguments = [f"--{key}={value}" for key, value in options.items()]
-    torchrun = ["torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = run_recipe(
-        *arguments,
-        "--device=cpu",
-        "--distributed_backend=gloo",
-        launcher=[sys.executable, "-m", *torchrun],
-    )
-    assert done.returncode == 0, done.stderr
+    done = run_recipe("asr/evaluate.py", "hparams/asr.yaml", ranks=2, **options)
     with open(tmp_path / "two" / "table.md", encoding="utf-8") as stream:
         table = stream.read()
     assert "\n| Whisper -> LLM (cascade) |" in table
@@ -487,7 +454,9 @@ def test_recipe_needs_an_adapter(trained, corpus, tmp_path):
     options = {**trained, "adapter_folder": tmp_path / "none"}
     options["data_folder"] = corpus.data_root
     options["output_folder"] = tmp_path / "out"
-    done = run_recipe(*(f"--{key}={value}" for key, value in options.items()))
+    done = run_recipe(
+        "asr/evaluate.py", "hparams/asr.yaml", check=False, **options
+    )
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     [line] = [x for x in done.stderr.splitlines() if x.startswith("error:")]

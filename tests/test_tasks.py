@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import subprocess
 import time
 
 import pytest
@@ -39,8 +38,7 @@ from blsp_plugin.llm import FrozenLLM
 from blsp_plugin.package import save_adapter
 from blsp_plugin.prompts import Prompt
 from tests.tiny import tiny_tasks
-from tests.training import ROOT
-from tests.warm_python import shared_python
+from tests.training import ROOT, run_recipe
 
 LABELS = {"on": "switch it on", "off": "switch it off", "dim": "less light"}
 
@@ -418,17 +416,12 @@ def labelled(corpus, whisper_folder, llm_folder, tmp_path_factory):
     ],
 )
 def test_recipes_of_every_task(labelled, tmp_path, recipe, preset, figures):
-    command = [shared_python(), f"recipes/{recipe}/evaluate.py"]
-    command += [f"hparams/{preset}.yaml", f"--output_folder={tmp_path}"]
-    command += [f"--{key}={value}" for key, value in labelled.items()]
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": ROOT},
-        capture_output=True,
-        text=True,
+    run_recipe(
+        f"{recipe}/evaluate.py",
+        f"hparams/{preset}.yaml",
+        output_folder=tmp_path,
+        **labelled,
     )
-    assert done.returncode == 0, done.stderr
     with open(tmp_path / "metrics.json", encoding="utf-8") as stream:
         metrics = json.load(stream)
     for figure in figures:
