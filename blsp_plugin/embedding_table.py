@@ -152,7 +152,10 @@ class EmbeddingTable:
 
 
 class SpelledTable(EmbeddingTable):
-    """Tokens told apart by their spelling; their embeddings are the LLM's.
+    """Tokens told apart by their spelling, and by the LLM's embeddings.
+
+    A token's vector is that of its letters, and beside it its embedding's
+    direction: two vectors of length 1.
 
     Arguments
     ---------
@@ -164,6 +167,7 @@ class SpelledTable(EmbeddingTable):
 
     def __init__(self, table, speller):
         super().__init__(table.embedding, table.texts)
+        self.table = table
         self.speller = speller
 
     @property
@@ -187,11 +191,15 @@ class SpelledTable(EmbeddingTable):
         if ids is None:
             return self._spell()
         some, places = ids.unique(return_inverse=True)
-        return self.speller(some).to(self.embedding.weight.dtype)[places]
+        return self._spelled(some)[places]
 
     def _spell(self):
         """All tokens' vectors, a chunk at a time."""
         weight = self.embedding.weight
         ids = torch.arange(len(weight), device=weight.device)
-        vectors = [self.speller(some) for some in ids.split(_TOKENS)]
-        return torch.cat(vectors).to(weight.dtype)
+        return torch.cat([self._spelled(some) for some in ids.split(_TOKENS)])
+
+    def _spelled(self, ids):
+        """Vectors of some tokens' letters, their embeddings' beside them."""
+        letters = self.speller(ids).to(self.embedding.weight.dtype)
+        return torch.cat([letters, self.table.rows(ids)], dim=-1)

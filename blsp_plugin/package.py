@@ -559,7 +559,8 @@ def load_layers(adapter, folder):
     Arguments
     ---------
     adapter : torch.nn.Module
-        Gets the weights of the same names and shapes.
+        Gets the weights of the same names and shapes, but for single numbers:
+        a scale belongs to the vectors that are not taken.
     folder : str
         Holds ``adapter.safetensors``.
 
@@ -579,7 +580,7 @@ def load_layers(adapter, folder):
     fitting = {
         name: tensor
         for name, tensor in weights.items()
-        if shapes.get(name) == tuple(tensor.shape)
+        if tensor.ndim and shapes.get(name) == tuple(tensor.shape)
     }
     if not fitting:
         raise BadInput(

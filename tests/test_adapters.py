@@ -127,7 +127,8 @@ def test_each_adapter_trains(kind, model, prompt):
     tokens, counts = packed.slot_mask.sum(1), packed.response_tokens
     optimizer = torch.optim.Adam(adapter.parameters(), lr=3e-3)
     values, totals = [], []
-    for _ in range(60):
+    # Which frames are tokens jumps while two tables are learnt.
+    for _ in range(120 if kind == "spelled" else 60):
         speech = model.embed_speech(mel, lengths, tokens)
         states = model(packed, speech)
         loss = response_loss([ResponseCrossEntropy()], states, None, model.llm)
@@ -339,13 +340,15 @@ def test_spelled_tokens_are_told_apart_by_their_letters():
     table = adapter._table
     with torch.no_grad():
         unit = table.rows()
-        assert unit.shape == (50, 24)
-        assert torch.allclose(unit.norm(dim=-1), torch.ones(50))
-        assert torch.equal(unit[2], unit[47])  # spelled alike
-        assert (unit[2] - unit[3]).abs().max() > 1e-3
+        assert unit.shape == (50, 24 + 32)
+        letters, own = unit.split([24, 32], dim=-1)
+        assert torch.allclose(letters.norm(dim=-1), torch.ones(50))
+        assert torch.equal(letters[2], letters[47])  # spelled alike
+        assert (letters[2] - letters[3]).abs().max() > 1e-3
+        assert torch.equal(own, EmbeddingTable(table.embedding).unit)
         for some in ([3], [48, 2, 2], [49, 0, 48]):
             spelled = adapter.speller(torch.tensor(some))
-            assert torch.allclose(spelled, unit[some], atol=1e-6)
+            assert torch.allclose(spelled, letters[some], atol=1e-6)
         assert table.rows() is unit  # kept
         table._of = None
         with torch.autocast("cpu", torch.bfloat16):
@@ -359,6 +362,26 @@ def test_spelled_tokens_are_told_apart_by_their_letters():
     assert adapter.speller.convs[0].weight.grad.any()
     adapter.requires_grad_(False)
     assert table.rows() is table.unit  # nothing to learn: kept again
+
+
+def test_what_is_spelled_alike_is_told_apart_by_the_llms_embeddings():
+    """The second map counts along them, and only what it learnt."""
+    adapter = make("spelled").eval()
+    table = adapter._table
+    states, lengths = torch.randn(1, 40, 32), torch.tensor([40])
+    with torch.no_grad():
+        before, *_ = adapter._listen(states, lengths)
+        assert not before[..., 24:].any()  # 0 at first
+        logits = table.logits(before)
+        assert torch.equal(logits[..., 2], logits[..., 47])
+        adapter.project_own.bias.copy_(3.0 * table.unit[47, 24:])
+        after, *_ = adapter._listen(states, lengths)
+        added = table.logits(after) - logits
+        wanted = 3.0 * table.unit[:, 24:] @ table.unit[47, 24:]
+        assert torch.allclose(added, wanted.expand_as(added), atol=1e-4)
+        assert (added[..., 47] - added[..., 2]).min() > 1.0
+    adapter.train()(states, lengths)[0].sum().backward()
+    assert adapter.project_own.weight.grad.any()
 
 
 def test_spelled_adapter_gives_the_embeddings_of_the_llm():
@@ -400,7 +423,8 @@ def test_spelling_comes_with_the_weights():
     other.speller.letters.zero_()
     other.load_state_dict(adapter.state_dict())
     other.bind(EmbeddingTable(torch.nn.Embedding(50, 32)))
-    assert torch.equal(other._table.unit, adapter._table.unit)
+    letters = other._table.unit[:, :24]
+    assert torch.equal(letters, adapter._table.unit[:, :24])
     sizes = SpelledCTCAdapter(**adapter.sizes()).sizes()
     assert sizes == adapter.sizes()
     with pytest.raises(BadInput, match="is 50, but the LLM has 9 tokens"):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from safetensors.torch import save_file
 
 from blsp_plugin.errors import BadInput
 from blsp_plugin.hparams import excerpt_hparams
@@ -176,3 +177,19 @@ def test_layers_of_another_llms_adapter(folder, model, tmp_path):
         load_layers(CTCAdapter(40, 48), folder)
     with pytest.raises(BadInput, match="no such file"):
         load_layers(other, tmp_path)
+
+
+def test_layers_come_without_the_scale_of_what_stays(tmp_path):
+    """CTC into the LLM's embeddings is followed by CTC by letters."""
+    from blsp_plugin.adapters import CTCAdapter, SpelledCTCAdapter
+
+    torch.manual_seed(1)
+    first = CTCAdapter(32, 48, layers=2)
+    torch.nn.init.constant_(first.log_scale, 4.0)
+    save_file(first.state_dict(), tmp_path / "adapter.safetensors")
+    second = SpelledCTCAdapter(32, 48, 10, layers=1)
+    new = load_layers(second, tmp_path)
+    assert {"log_scale", "project.weight", "speller.letters"} <= set(new)
+    assert second.log_scale.exp().item() == pytest.approx(20.0)
+    for name, tensor in second.convs.state_dict().items():
+        assert torch.equal(tensor, first.convs.state_dict()[name])

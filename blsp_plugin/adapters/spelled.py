@@ -24,8 +24,10 @@ class SpelledCTCAdapter(CTCAdapter):
     network makes of the tokens' letters, trained with the rest: what sounds
     alike is mostly spelled alike, so rare tokens are heard by what they share
     with others (letter-to-word encoder: Collobert, Hannun and Synnaeve 2020,
-    arXiv 1906.04323). What the LLM gets is the mean of its own embeddings all
-    the same.
+    arXiv 1906.04323). To what the letters say is added how a second map of
+    the frame, 0 at first, points along the LLM's embeddings: tokens that are
+    said often may be learnt by themselves. What the LLM gets is the mean of
+    its own embeddings all the same.
 
     Arguments
     ---------
@@ -34,7 +36,7 @@ class SpelledCTCAdapter(CTCAdapter):
     vocabulary_size : int
         Rows of the LLM's embedding table.
     vector_size : int
-        Width of what frames and tokens are compared in.
+        Width of what frames and letters are compared in.
     letters : int
         Bytes of a token that are read, its first.
     spelling_width : int
@@ -50,8 +52,8 @@ class SpelledCTCAdapter(CTCAdapter):
     >>> table = EmbeddingTable(torch.nn.Embedding(3, 64), texts)
     >>> adapter = SpelledCTCAdapter(32, 64, 3, vector_size=16, layers=1)
     >>> spelled = adapter.bind(table).rows()
-    >>> spelled.shape, torch.equal(spelled[0], spelled[1])
-    (torch.Size([3, 16]), True)
+    >>> spelled.shape, torch.equal(spelled[0, :16], spelled[1, :16])
+    (torch.Size([3, 80]), True)
     """
 
     def __init__(
@@ -67,11 +69,15 @@ class SpelledCTCAdapter(CTCAdapter):
         super().__init__(input_size, output_size, **options)
         learns = self.project.weight.requires_grad
         self.project = nn.Linear(input_size, vector_size)
+        self.project_own = nn.Linear(input_size, output_size)
+        for parameter in self.project_own.parameters():
+            nn.init.zeros_(parameter)
         self.speller = _Speller(
             vocabulary_size, letters, spelling_width, vector_size
         )
         self.project.requires_grad_(learns)
         self.speller.requires_grad_(learns)
+        self.project_own.requires_grad_(learns)
 
     def sizes(self):
         """See `CTCAdapter.sizes`."""
@@ -101,6 +107,12 @@ class SpelledCTCAdapter(CTCAdapter):
         if table.texts is not None:  # else they come with the weights
             self.speller.read(table.texts())
         return super().bind(SpelledTable(table, self.speller))
+
+    def _listen(self, states, lengths):
+        """See `CTCAdapter._listen`; the vectors have a part for each table."""
+        vectors, blank, lengths, hidden = super()._listen(states, lengths)
+        own = self.project_own(hidden).float()
+        return torch.cat([vectors, own], -1), blank, lengths, hidden
 
 
 class _Speller(nn.Module):
