@@ -56,9 +56,9 @@ def place(tmp_path_factory):
         # A worker's imports take seconds: only the run of two ranks has some.
         "/blsp_two_ranks": "/blsp_two_ranks --num_workers 1",
         # Few sentences and few rows: it is run, not trained.
-        "starter.py ": "starter.py --sentences 3 --number_of_epochs 1 ",
+        "starter.py ": "starter.py --sentences 3 --lists 2 "
+        "--number_of_epochs 1 ",
         "words.yaml": "words.yaml --number 2 --most_lists 2",
-        "spelled.yaml": "spelled.yaml --number_of_epochs 1",
         "/data/speech": tiny_speech_folder(corpus, folder / "speech"),
         "openai/whisper-small": tiny_whisper(folder / "whisper", seed=3),
         "meta-llama/Llama-3.2-1B-Instruct": tiny_llm(folder / "llm", seed=3),

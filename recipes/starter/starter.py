@@ -2,8 +2,9 @@
 """The starter adapter, from recordings to `pretrained/starter`.
 
 Brings the corpora together (Whisper writes the transcripts that are missing),
-speaks sentences for words that they lack, and runs both stages: a warm start
-by CTC, then the LLM's behaviours.
+speaks sentences and lists of words for what they lack, and runs both stages:
+CTC, first into the LLM's embeddings, then by the tokens' letters too, and
+the LLM's behaviours.
 
 To run this recipe:
 > python recipes/starter/starter.py --data_folder /data/speech
@@ -34,12 +35,17 @@ from blsp_plugin.files import atomic_write
 from blsp_plugin.stages import run_recipe
 
 RECORDED = "results/starter/recorded"  # people, for both stages
-SPEECH = "results/starter/speech"  # and a machine, for the warm start
+SPEECH = "results/starter/speech"  # and a machine's sentences, for CTC
+WORDS = "results/starter/words"  # and its lists of words
+SPOKEN = "synthetic"  # corpus of those sentences
 AT_ONCE = 8  # clips that Whisper transcribes
 STAGES = {
     "speak": "recipes/synthesis/speak.py",
     "transcripts": "recipes/continuation/generate.py",
     "warm": "recipes/blsp/train.py",
+    "words": "recipes/synthesis/speak.py",
+    "word_transcripts": "recipes/continuation/generate.py",
+    "spelled": "recipes/blsp/train.py",
     "generate": "recipes/continuation/generate.py",
     "train": "recipes/blsp/train.py",
 }
@@ -69,7 +75,7 @@ def bring_together(data_folder):
         rows = [r for r in rows if r["split"] != "train" or r["id"] not in held]
         if rows and not any(row["text"] for row in rows):
             rows = transcribe(rows, f"results/starter/transcribed/{name}")
-        for folder in (RECORDED, SPEECH) if rows else ():
+        for folder in (RECORDED, SPEECH, WORDS) if rows else ():
             write_table(rows, os.path.join(folder, name))
 
 
@@ -110,6 +116,15 @@ def starter_corpus():
     return rows
 
 
+def add_sentences():
+    """List the spoken sentences where the lists of words are, too."""
+    table = os.path.join(SPEECH, SPOKEN, "manifest.tsv")
+    rows = [row for _, row, _ in read_tsv(table, NEEDED)]
+    for row in rows:
+        row["wav"] = os.path.abspath(os.path.join(SPEECH, SPOKEN, row["wav"]))
+    write_table(rows, os.path.join(WORDS, SPOKEN))
+
+
 def write_table(rows, folder):
     """Write a speech folder's table, at once."""
     lines = ["\t".join(row[name] for name in NEEDED) for row in rows]
@@ -128,19 +143,26 @@ def main(arguments=None):
         "--data_folder", help="speech folder with corpora (docs/data.md)"
     )
     parser.add_argument(
-        "--sentences", default="16000", help="spoken by a machine"
+        "--sentences", help="spoken by a machine; else as the presets say"
     )
+    parser.add_argument("--lists", help="of words that it speaks; else all")
     parser.add_argument("--device", default="cpu", help="such as cuda:0")
     args, training = parser.parse_known_args(arguments)
     bring_together(args.data_folder)
     device = ["--device", args.device]
+    number = [] if args.sentences is None else ["--number", args.sentences]
+    lists = [] if args.lists is None else ["--most_lists", args.lists]
     for name, script in STAGES.items():
         options = {
-            "speak": ["--number", args.sentences],
+            "speak": number,
             "warm": [*device, *training],
+            "words": [*number, *lists],
+            "spelled": [*device, *training],
             "train": [*device, *training],
         }.get(name, device)
         run_recipe(script, f"hparams/starter/{name}.yaml", options)
+        if name == "speak":
+            add_sentences()
 
 
 if __name__ == "__main__":
