@@ -172,8 +172,9 @@ class SpelledTable(EmbeddingTable):
 
     @property
     def unit(self):
-        """Vectors of all tokens, kept until the speller changes."""
-        tensors = [*self.speller.parameters(), *self.speller.buffers()]
+        """Vectors of all tokens, kept until speller or LLM change."""
+        speller = [*self.speller.parameters(), *self.speller.buffers()]
+        tensors = [self.embedding.weight, *speller]
         of = [(t.data_ptr(), t.device, t.dtype, t._version) for t in tensors]
         if self._of != of:
             # What is kept must not depend on who asked first.

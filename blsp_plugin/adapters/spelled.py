@@ -75,9 +75,8 @@ class SpelledCTCAdapter(CTCAdapter):
         self.speller = _Speller(
             vocabulary_size, letters, spelling_width, vector_size
         )
-        self.project.requires_grad_(learns)
-        self.speller.requires_grad_(learns)
-        self.project_own.requires_grad_(learns)
+        for part in (self.project, self.project_own, self.speller):
+            part.requires_grad_(learns)
 
     def sizes(self):
         """See `CTCAdapter.sizes`."""
