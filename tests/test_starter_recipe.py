@@ -17,10 +17,8 @@ def listed(folder):
     return {r["id"]: r["wav"] for r in rows if r["split"] == "train"}
 
 
-def test_lists_of_words_come_with_recordings_and_sentences(
-    tmp_path, monkeypatch
-):
-    """The last CTC hears all; what the demo tests on is in none of it."""
+def test_what_stages_hear_beside_the_recordings(tmp_path, monkeypatch):
+    """Lists, sentences, other speeds; nothing that the demo tests on."""
     monkeypatch.chdir(tmp_path)
     corpus = tiny_corpus(tmp_path / "corpus", n=3, n_eval=1)
     speech = tiny_speech_folder(corpus, tmp_path / "data")
@@ -42,3 +40,8 @@ def test_lists_of_words_come_with_recordings_and_sentences(
     words = listed(made / "words")
     assert words == dict(others) | {"spoken_0": str(spoken / "0.wav")}
     assert listed(made / "recorded") == dict(others)
+
+    recipe["add_speeds"]()
+    played = listed(made / "played")
+    copies = {f"{name}_{speed}" for name, _ in others for speed in (0.9, 1.1)}
+    assert set(played) == set(words) | copies

@@ -2,9 +2,9 @@
 """The starter adapter, from recordings to `pretrained/starter`.
 
 Brings the corpora together (Whisper writes the transcripts that are missing),
-speaks sentences and lists of words for what they lack, and runs both stages:
-CTC, first into the LLM's embeddings, then by the tokens' letters too, and
-the LLM's behaviours.
+speaks sentences and lists of words for what they lack, plays the recordings
+faster and slower, and runs both stages: CTC, first into the LLM's embeddings,
+then by the tokens' letters too, and the LLM's behaviours.
 
 To run this recipe:
 > python recipes/starter/starter.py --data_folder /data/speech
@@ -27,6 +27,7 @@ from blsp_plugin.data.corpora import prepare_corpus
 from blsp_plugin.data.keys import clip_key
 from blsp_plugin.data.manifest import read_manifest
 from blsp_plugin.data.speech_folder import NEEDED, find_tables
+from blsp_plugin.data.speeds import play_at_speeds
 from blsp_plugin.data.tsv import read_tsv
 from blsp_plugin.errors import BadInput, one_line_errors
 from blsp_plugin.evaluation.systems import Clip
@@ -37,6 +38,7 @@ from blsp_plugin.stages import run_recipe
 RECORDED = "results/starter/recorded"  # people, for both stages
 SPEECH = "results/starter/speech"  # and a machine's sentences, for CTC
 WORDS = "results/starter/words"  # and its lists of words
+PLAYED = "results/starter/played"  # instead of them people at other speeds
 SPOKEN = "synthetic"  # corpus of those sentences
 AT_ONCE = 8  # clips that Whisper transcribes
 STAGES = {
@@ -46,6 +48,8 @@ STAGES = {
     "words": "recipes/synthesis/speak.py",
     "word_transcripts": "recipes/continuation/generate.py",
     "spelled": "recipes/blsp/train.py",
+    "speed_transcripts": "recipes/continuation/generate.py",
+    "speeds": "recipes/blsp/train.py",
     "generate": "recipes/continuation/generate.py",
     "train": "recipes/blsp/train.py",
 }
@@ -75,7 +79,7 @@ def bring_together(data_folder):
         rows = [r for r in rows if r["split"] != "train" or r["id"] not in held]
         if rows and not any(row["text"] for row in rows):
             rows = transcribe(rows, f"results/starter/transcribed/{name}")
-        for folder in (RECORDED, SPEECH, WORDS) if rows else ():
+        for folder in (RECORDED, SPEECH, WORDS, PLAYED) if rows else ():
             write_table(rows, os.path.join(folder, name))
 
 
@@ -117,12 +121,22 @@ def starter_corpus():
 
 
 def add_sentences():
-    """List the spoken sentences where the lists of words are, too."""
+    """List the spoken sentences where the lists and the speeds are, too."""
     table = os.path.join(SPEECH, SPOKEN, "manifest.tsv")
     rows = [row for _, row, _ in read_tsv(table, NEEDED)]
     for row in rows:
         row["wav"] = os.path.abspath(os.path.join(SPEECH, SPOKEN, row["wav"]))
-    write_table(rows, os.path.join(WORDS, SPOKEN))
+    for folder in (WORDS, PLAYED):
+        write_table(rows, os.path.join(folder, SPOKEN))
+
+
+def add_speeds():
+    """Play what there is of people to train on faster and slower."""
+    for corpus, table in find_tables(RECORDED).items():
+        rows = [row for _, row, _ in read_tsv(table, NEEDED)]
+        rows = [row for row in rows if row["split"] == "train"]
+        if rows:
+            play_at_speeds(rows, os.path.join(PLAYED, f"{corpus}_played"))
 
 
 def write_table(rows, folder):
@@ -158,8 +172,11 @@ def main(arguments=None):
             "warm": [*device, *training],
             "words": [*number, *lists],
             "spelled": [*device, *training],
+            "speeds": [*device, *training],
             "train": [*device, *training],
         }.get(name, device)
+        if name == "speed_transcripts":
+            add_speeds()
         run_recipe(script, f"hparams/starter/{name}.yaml", options)
         if name == "speak":
             add_sentences()

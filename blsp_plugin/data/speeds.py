@@ -1,0 +1,77 @@
+"""Recordings played faster and slower, as more data to train on.
+
+Authors
+ * The blsp_plugin team 2026
+"""
+
+import hashlib
+import os
+
+import soundfile
+from speechbrain.utils.logger import get_logger
+from tqdm import tqdm
+
+from blsp_plugin.data.audio import SAMPLE_RATE, read_speech, to_speech
+from blsp_plugin.data.speech_folder import NEEDED, TABLE
+from blsp_plugin.errors import BadInput
+from blsp_plugin.files import atomic_write
+
+__all__ = ["play_at_speeds"]
+
+logger = get_logger(__name__)
+
+
+def play_at_speeds(rows, folder, speeds=(0.9, 1.1)):
+    """Write clips at other speeds as a corpus; goes on where it was stopped.
+
+    Faster is higher too, so each is somebody else's voice (speed perturbation,
+    Ko et al. 2015, Interspeech). The toolkit's `SpeedPerturb` draws a speed at
+    each reading; files have encoder states that can be kept.
+
+    Arguments
+    ---------
+    rows : sequence of dict
+        Of a speech folder's table, with the path of each clip as ``wav``.
+        Clips that cannot be read are named and left out.
+    folder : str
+        Gets ``wav/*/*.flac`` (16 kHz) and, at last, ``manifest.tsv``; see
+        `blsp_plugin.data.speech_folder`.
+    speeds : sequence of float
+        Each clip is written once for each; 1 would be as it is.
+
+    Example
+    -------
+    >>> folder = getfixture("tmp_path")
+    >>> soundfile.write(folder / "a.wav", [0.1] * 16000, 16000)
+    >>> row = dict.fromkeys(NEEDED, "") | {"id": "a", "split": "train"}
+    >>> play_at_speeds([row | {"wav": str(folder / "a.wav")}], folder / "more")
+    >>> sorted(soundfile.info(f).frames for f in folder.glob("more/wav/*/*"))
+    [14546, 17778]
+    """
+    lines = ["\t".join(NEEDED)]
+    for row in tqdm(rows, desc=f"{folder}", unit="clip"):
+        try:
+            copies = [_play(row, folder, speed) for speed in speeds]
+        except BadInput as error:
+            logger.warning("%s", error)
+            continue
+        lines += ["\t".join(copy[name] for name in NEEDED) for copy in copies]
+    with atomic_write(os.path.join(folder, TABLE)) as stream:
+        stream.write("\n".join(lines) + "\n")
+
+
+def _play(row, folder, speed):
+    """A clip at one speed, written where it is not there; its row."""
+    facts = (os.path.abspath(row["wav"]), speed)
+    key = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+    wav = os.path.join("wav", key[:2], f"{key}.flac")
+    path = os.path.join(folder, wav)
+    if not os.path.isfile(path):
+        rate = round(speed * SAMPLE_RATE, -1)  # a small ratio is fast
+        samples = to_speech((read_speech(row["wav"]), int(rate)))
+        with atomic_write(path, "wb") as stream:
+            samples = samples.clamp(-1, 1).numpy()
+            soundfile.write(stream, samples, SAMPLE_RATE, format="FLAC")
+    seconds = f"{soundfile.info(path).duration:.3f}"
+    name = f"{row['id']}_{speed}"
+    return {**row, "id": name, "wav": wav, "duration_s": seconds}
