@@ -54,11 +54,19 @@ def test_a_second_run_goes_on(tmp_path):
     assert set(written(folder)) == {"a_0.9", "b_0.9"}
 
 
+def test_another_recording_in_its_place_is_played_anew(tmp_path):
+    """A copy belongs to what was recorded, not to a file's name."""
+    row, folder = clip(tmp_path / "a.wav"), tmp_path / "more"
+    play_at_speeds([row], folder, (0.9,))
+    before = written(folder)["a_0.9"]["wav"]
+    play_at_speeds([clip(tmp_path / "a.wav", 300.0)], folder, (0.9,))
+    assert written(folder)["a_0.9"]["wav"] != before
+
+
 def test_what_cannot_be_read_is_named_and_left_out(tmp_path, caplog):
     """One damaged clip costs no other."""
     good, bad = clip(tmp_path / "a.wav"), clip(tmp_path / "b.wav")
     (tmp_path / "b.wav").write_bytes(b"no audio")
-    logging.getLogger("blsp_plugin").propagate = True
     with caplog.at_level(logging.WARNING):
         play_at_speeds([bad, good], tmp_path / "more", (1.1,))
     assert set(written(tmp_path / "more")) == {"a_1.1"}

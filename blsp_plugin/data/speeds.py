@@ -4,7 +4,6 @@ Authors
  * The blsp_plugin team 2026
 """
 
-import hashlib
 import os
 
 import soundfile
@@ -12,6 +11,7 @@ from speechbrain.utils.logger import get_logger
 from tqdm import tqdm
 
 from blsp_plugin.data.audio import SAMPLE_RATE, read_speech, to_speech
+from blsp_plugin.data.keys import clip_key, text_key
 from blsp_plugin.data.speech_folder import NEEDED, TABLE
 from blsp_plugin.errors import BadInput
 from blsp_plugin.files import atomic_write
@@ -62,13 +62,12 @@ def play_at_speeds(rows, folder, speeds=(0.9, 1.1)):
 
 def _play(row, folder, speed):
     """A clip at one speed, written where it is not there; its row."""
-    facts = (os.path.abspath(row["wav"]), speed)
-    key = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+    key = text_key(clip_key(row["wav"]), speed).hex()
     wav = os.path.join("wav", key[:2], f"{key}.flac")
     path = os.path.join(folder, wav)
     if not os.path.isfile(path):
-        rate = round(speed * SAMPLE_RATE, -1)  # a small ratio is fast
-        samples = to_speech((read_speech(row["wav"]), int(rate)))
+        rate = int(round(speed * SAMPLE_RATE, -1))  # a small ratio is fast
+        samples = to_speech((read_speech(row["wav"]), rate))
         with atomic_write(path, "wb") as stream:
             samples = samples.clamp(-1, 1).numpy()
             soundfile.write(stream, samples, SAMPLE_RATE, format="FLAC")

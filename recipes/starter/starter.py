@@ -38,7 +38,7 @@ from blsp_plugin.stages import run_recipe
 RECORDED = "results/starter/recorded"  # people, for both stages
 SPEECH = "results/starter/speech"  # and a machine's sentences, for CTC
 WORDS = "results/starter/words"  # and its lists of words
-PLAYED = "results/starter/played"  # instead of them people at other speeds
+PLAYED = "results/starter/played"  # people at all speeds, and the sentences
 SPOKEN = "synthetic"  # corpus of those sentences
 AT_ONCE = 8  # clips that Whisper transcribes
 STAGES = {
