@@ -1,4 +1,4 @@
-"""Reading speech: any file that libsndfile opens, as 16 kHz mono.
+"""Reading and writing speech: any file of libsndfile's, as 16 kHz mono.
 
 Authors
  * The blsp_plugin team 2026
@@ -16,6 +16,7 @@ from speechbrain.dataio import audio_io
 from speechbrain.utils.parallel import parallel_map
 
 from blsp_plugin.errors import BadInput
+from blsp_plugin.files import atomic_write
 
 __all__ = [
     "SAMPLE_RATE",
@@ -26,6 +27,7 @@ __all__ = [
     "read_speech",
     "resampled_length",
     "to_speech",
+    "write_speech",
 ]
 
 SAMPLE_RATE = 16000
@@ -370,3 +372,25 @@ def to_speech(audio):
         )
     signal = signal.float()
     return _resampled(signal.mean(0) if signal.ndim == 2 else signal, rate)
+
+
+def write_speech(path, signal):
+    """Write a clip as FLAC, 16 bits, whole or not at all.
+
+    Arguments
+    ---------
+    path : str or os.PathLike
+        The file; its folder is made if need be.
+    signal : torch.Tensor
+        float32, shape (samples,), 16 kHz mono; clamped to [-1, 1].
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "a.flac"
+    >>> write_speech(path, torch.tensor([0.5, -2.0]))
+    >>> read_speech(path)
+    tensor([ 0.5000, -1.0000])
+    """
+    samples = signal.clamp(-1, 1).numpy()
+    with atomic_write(path, "wb") as stream:
+        soundfile.write(stream, samples, SAMPLE_RATE, format="FLAC")

@@ -23,8 +23,9 @@ from blsp_plugin.data.preparation import (
 )
 from blsp_plugin.data.tsv import read_tsv
 from blsp_plugin.errors import BadInput
+from blsp_plugin.files import atomic_write
 
-__all__ = ["find_tables", "prepare_speech_folder"]
+__all__ = ["find_tables", "prepare_speech_folder", "write_table"]
 
 TABLE = "manifest.tsv"
 NEEDED = ("id", "wav", "duration_s", "speaker", "lang", "split", "text")
@@ -57,6 +58,28 @@ def find_tables(data_folder):
     files = [root / TABLE] if (root / TABLE).is_file() else []
     files = files or sorted(root.glob(f"*/{TABLE}"))
     return {file.parent.name: file for file in files}
+
+
+def write_table(rows, folder):
+    """Write a speech folder's table, whole or not at all.
+
+    Arguments
+    ---------
+    rows : iterable of dict
+        Strings under all the names that a table must have.
+    folder : str or os.PathLike
+        Gets ``manifest.tsv``.
+
+    Example
+    -------
+    >>> folder = getfixture("tmp_path")
+    >>> write_table([dict.fromkeys(NEEDED, "") | {"id": "a"}], folder)
+    >>> (folder / "manifest.tsv").read_text().split()[-1]
+    'a'
+    """
+    lines = ["\t".join(row[name] for name in NEEDED) for row in rows]
+    with atomic_write(Path(folder) / TABLE) as stream:
+        stream.write("\n".join(["\t".join(NEEDED), *lines]) + "\n")
 
 
 def _read_tables(data_folder, files, splits, language, target):

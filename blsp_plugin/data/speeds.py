@@ -10,11 +10,15 @@ import soundfile
 from speechbrain.utils.logger import get_logger
 from tqdm import tqdm
 
-from blsp_plugin.data.audio import SAMPLE_RATE, read_speech, to_speech
+from blsp_plugin.data.audio import (
+    SAMPLE_RATE,
+    read_speech,
+    to_speech,
+    write_speech,
+)
 from blsp_plugin.data.keys import clip_key, text_key
-from blsp_plugin.data.speech_folder import NEEDED, TABLE
+from blsp_plugin.data.speech_folder import write_table
 from blsp_plugin.errors import BadInput
-from blsp_plugin.files import atomic_write
 
 __all__ = ["play_at_speeds"]
 
@@ -43,21 +47,19 @@ def play_at_speeds(rows, folder, speeds=(0.9, 1.1)):
     -------
     >>> folder = getfixture("tmp_path")
     >>> soundfile.write(folder / "a.wav", [0.1] * 16000, 16000)
-    >>> row = dict.fromkeys(NEEDED, "") | {"id": "a", "split": "train"}
-    >>> play_at_speeds([row | {"wav": str(folder / "a.wav")}], folder / "more")
+    >>> row = {"id": "a", "wav": f"{folder}/a.wav", "text": "A tone."}
+    >>> row |= {"speaker": "", "lang": "en", "split": "train"}
+    >>> play_at_speeds([row], folder / "more")
     >>> sorted(soundfile.info(f).frames for f in folder.glob("more/wav/*/*"))
     [14546, 17778]
     """
-    lines = ["\t".join(NEEDED)]
+    played = []
     for row in tqdm(rows, desc=f"{folder}", unit="clip"):
         try:
-            copies = [_play(row, folder, speed) for speed in speeds]
+            played += [_play(row, folder, speed) for speed in speeds]
         except BadInput as error:
             logger.warning("%s", error)
-            continue
-        lines += ["\t".join(copy[name] for name in NEEDED) for copy in copies]
-    with atomic_write(os.path.join(folder, TABLE)) as stream:
-        stream.write("\n".join(lines) + "\n")
+    write_table(played, folder)
 
 
 def _play(row, folder, speed):
@@ -67,10 +69,7 @@ def _play(row, folder, speed):
     path = os.path.join(folder, wav)
     if not os.path.isfile(path):
         rate = int(round(speed * SAMPLE_RATE, -1))  # a small ratio is fast
-        samples = to_speech((read_speech(row["wav"]), rate))
-        with atomic_write(path, "wb") as stream:
-            samples = samples.clamp(-1, 1).numpy()
-            soundfile.write(stream, samples, SAMPLE_RATE, format="FLAC")
+        write_speech(path, to_speech((read_speech(row["wav"]), rate)))
     seconds = f"{soundfile.info(path).duration:.3f}"
     name = f"{row['id']}_{speed}"
     return {**row, "id": name, "wav": wav, "duration_s": seconds}

@@ -26,10 +26,10 @@ import torch
 import torchaudio
 
 from blsp_plugin import starter
-from blsp_plugin.data.audio import SAMPLE_RATE, read_speech
+from blsp_plugin.data.audio import SAMPLE_RATE, read_speech, write_speech
+from blsp_plugin.data.speech_folder import write_table
 from blsp_plugin.data.tsv import read_lines
 from blsp_plugin.errors import BadInput
-from blsp_plugin.files import atomic_write
 
 __all__ = [
     "FliteVoice",
@@ -40,8 +40,6 @@ __all__ = [
     "speak",
     "word_lists",
 ]
-
-COLUMNS = ("id", "wav", "duration_s", "speaker", "lang", "split", "text")
 
 
 def choose_sentences(sentences, tokenizer, number, counts=None, without=()):
@@ -371,7 +369,7 @@ def speak(
     str
         Each sentence, when it is on the disk.
     """
-    lines, orders = ["\t".join(COLUMNS)], []
+    rows, orders = [], []
     for text in sentences:
         facts = (seed, voice.name, *speeds, noisy, text)
         key = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
@@ -381,12 +379,18 @@ def speak(
         for (text, key, path, *_), seconds in zip(
             orders, each(orders), strict=True
         ):
-            wav = os.path.relpath(path, folder)
-            fields = (key, wav, seconds, voice.name, "en", "train", text)
-            lines.append("\t".join(fields))
+            row = {
+                "id": key,
+                "wav": os.path.relpath(path, folder),
+                "duration_s": seconds,
+                "speaker": voice.name,
+                "lang": "en",
+                "split": "train",
+                "text": text,
+            }
+            rows.append(row)
             yield text
-    with atomic_write(os.path.join(folder, "manifest.tsv")) as stream:
-        stream.write("\n".join(lines) + "\n")
+    write_table(rows, folder)
 
 
 @contextlib.contextmanager
@@ -414,9 +418,8 @@ def _speak_with_own(order):
 def _speak(voice, text, key, path, speeds, noisy):
     """A sentence's file, made where it is not there; its seconds, as text."""
     if not os.path.isfile(path):
-        with atomic_write(path, "wb") as stream:
-            samples = _vary(voice, text, random.Random(key), speeds, noisy)
-            soundfile.write(stream, samples, SAMPLE_RATE, format="FLAC")
+        chance = random.Random(key)
+        write_speech(path, _vary(voice, text, chance, speeds, noisy))
     return f"{soundfile.info(path).duration:.3f}"
 
 
@@ -429,4 +432,4 @@ def _vary(voice, text, chance, speeds, noisy):
         generator = torch.Generator().manual_seed(chance.getrandbits(32))
         noise = torch.randn(len(wav), generator=generator) * wav.std()
         wav = wav + noise * 10 ** (-chance.uniform(8, 30) / 20)
-    return wav.clamp(-1, 1).numpy()
+    return wav

@@ -26,13 +26,12 @@ from blsp_plugin.data.audio import read_speech
 from blsp_plugin.data.corpora import prepare_corpus
 from blsp_plugin.data.keys import clip_key
 from blsp_plugin.data.manifest import read_manifest
-from blsp_plugin.data.speech_folder import NEEDED, find_tables
+from blsp_plugin.data.speech_folder import NEEDED, find_tables, write_table
 from blsp_plugin.data.speeds import play_at_speeds
 from blsp_plugin.data.tsv import read_tsv
 from blsp_plugin.errors import BadInput, one_line_errors
 from blsp_plugin.evaluation.systems import Clip
 from blsp_plugin.evaluation.whisper_asr import WhisperASR
-from blsp_plugin.files import atomic_write
 from blsp_plugin.stages import run_recipe
 
 RECORDED = "results/starter/recorded"  # people, for both stages
@@ -137,13 +136,6 @@ def add_speeds():
         rows = [row for row in rows if row["split"] == "train"]
         if rows:
             play_at_speeds(rows, os.path.join(PLAYED, f"{corpus}_played"))
-
-
-def write_table(rows, folder):
-    """Write a speech folder's table, at once."""
-    lines = ["\t".join(row[name] for name in NEEDED) for row in rows]
-    with atomic_write(os.path.join(folder, "manifest.tsv")) as stream:
-        stream.write("\n".join(["\t".join(NEEDED), *lines]) + "\n")
 
 
 @one_line_errors
