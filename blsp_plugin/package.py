@@ -18,6 +18,7 @@ import os
 import torch
 from safetensors.torch import load_file, save_file
 from speechbrain.nnet.adapters import LoRA
+from speechbrain.utils.checkpoints import average_state_dicts
 
 from blsp_plugin import adapters, starter
 from blsp_plugin.checkpoints import base_fingerprints, check_base
@@ -40,6 +41,7 @@ __all__ = [
     "file_digest",
     "load_adapter",
     "load_layers",
+    "load_mean",
     "open_package",
     "opening_yaml",
     "read_facts",
@@ -548,6 +550,46 @@ def load_adapter(model, prompt, folder):
         ) from error
     _load_lora(model, folder, bool(facts.get("lora")))
     _check_digests(facts, folder)
+
+
+def load_mean(model, prompt, folders):
+    """Read the mean of several adapters' weights.
+
+    Adapters that were trained on from the same one, or one and what became of
+    it, are better on average than each (model soups, Wortsman et al. 2022,
+    ICML); the mean of unrelated ones hears nothing.
+
+    Arguments
+    ---------
+    model : BLSP
+        Its adapter gets the weights.
+    prompt : Prompt
+        Of the LLM.
+    folders : sequence of str
+        As those of `load_adapter`.
+
+    Raises
+    ------
+    BadInput
+        As `load_adapter`; if one of several adapters has LoRA.
+    """
+    states = []
+    for folder in folders:
+        load_adapter(model, prompt, folder)
+        if len(folders) > 1 and lora_layers(model):
+            raise BadInput(
+                f"{folder}: has LoRA, whose products the mean of the factors "
+                "does not give; begin with one adapter"
+            )
+        state = model.adapter.state_dict()
+        states.append(
+            {
+                name: tensor.clone()
+                for name, tensor in state.items()
+                if tensor.is_floating_point()  # the rest is the LLM's
+            }
+        )
+    model.adapter.load_state_dict(average_state_dicts(states), strict=False)
 
 
 def load_layers(adapter, folder):

@@ -9,7 +9,12 @@ from safetensors.torch import save_file
 from blsp_plugin.errors import BadInput
 from blsp_plugin.hparams import excerpt_hparams
 from blsp_plugin.inference import SpeechLLM
-from blsp_plugin.package import load_adapter, load_layers, save_adapter
+from blsp_plugin.package import (
+    load_adapter,
+    load_layers,
+    load_mean,
+    save_adapter,
+)
 from blsp_plugin.packing import Row, pack
 from tests.conftest import make_wavs
 from tests.tiny import tiny_llm
@@ -155,6 +160,24 @@ def test_damaged_adapters_are_one_line(folder, model, prompt, tmp_path):
     model.adapter = ConvAdapter(32, model.llm.hidden_size, bottleneck=8)
     with pytest.raises(BadInput, match="does not fit"):
         load_adapter(model, prompt, tmp_path)
+
+
+def test_mean_of_adapters(folder, model, prompt, tmp_path):
+    load_mean(model, prompt, [folder])
+    one = {k: v.clone() for k, v in model.adapter.state_dict().items()}
+    load_adapter(model, prompt, folder)
+    assert all(
+        torch.equal(one[k], v) for k, v in model.adapter.state_dict().items()
+    )
+    for param in model.adapter.parameters():
+        torch.nn.init.normal_(param)
+    two = {k: v.clone() for k, v in model.adapter.state_dict().items()}
+    save_adapter(model, prompt, tmp_path / "two")
+    load_mean(model, prompt, [folder, tmp_path / "two", folder])
+    for name, tensor in model.adapter.state_dict().items():
+        torch.testing.assert_close(tensor, (2 * one[name] + two[name]) / 3)
+    with pytest.raises(BadInput, match="no such file"):
+        load_mean(model, prompt, [folder, tmp_path])
 
 
 def test_layers_of_another_llms_adapter(folder, model, tmp_path):

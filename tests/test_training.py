@@ -12,6 +12,7 @@ from blsp_plugin.errors import BadInput
 from blsp_plugin.inference import SpeechLLM
 from blsp_plugin.llm import FrozenLLM
 from blsp_plugin.model import BLSP
+from blsp_plugin.package import load_mean
 from blsp_plugin.packing import Row
 from tests.tiny import tiny_llm, tiny_whisper
 from tests.training import ROOT, run_recipe, write_continuations
@@ -172,7 +173,7 @@ def test_training_begins_with_an_adapter(finished, tiny, tmp_path):
         "blsp/train.py",
         tiny,
         output_folder=output,
-        first_adapter=adapter,
+        first_adapter=f"[{adapter}, {adapter}]",  # their mean
         number_of_epochs=0,  # it is only measured
     )
     assert not os.path.exists(f"{output}/adapter")
@@ -377,6 +378,8 @@ def test_lora_checkpoint_is_small(tiny, tmp_path, where):
         said = again.answer(clip, "Go on.")
         assert isinstance(said, str)
     assert said == heard[0]
+    with pytest.raises(BadInput, match="has LoRA"):
+        load_mean(model, prompt, [os.path.join(output, "adapter")] * 2)
     os.remove(os.path.join(output, "adapter", "lora.safetensors"))
     with pytest.raises(BadInput, match="lora.safetensors: no such file"):
         SpeechLLM.from_hparams(os.path.join(output, "adapter"))

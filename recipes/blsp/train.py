@@ -32,7 +32,7 @@ from blsp_plugin.dataio import training_data
 from blsp_plugin.errors import one_line_errors
 from blsp_plugin.files import atomic_write, write_json
 from blsp_plugin.hparams import excerpt_hparams, load_hparams
-from blsp_plugin.package import load_adapter, load_layers, save_adapter
+from blsp_plugin.package import load_layers, load_mean, save_adapter
 
 logger = get_logger(__name__)
 
@@ -61,8 +61,10 @@ def main(argv):
     if hparams["first_layers"] is not None:
         new = load_layers(brain.model.adapter, hparams["first_layers"])
         logger.info("begins anew: %s", ", ".join(new))
-    if hparams["first_adapter"] is not None:
-        load_adapter(brain.model, hparams["prompt"], hparams["first_adapter"])
+    first = hparams["first_adapter"]
+    if first:
+        folders = first if isinstance(first, list) else [first]
+        load_mean(brain.model, hparams["prompt"], folders)
     data = training_data(hparams, brain)
 
     start_file = os.path.join(hparams["output_folder"], "start.json")
