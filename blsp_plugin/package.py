@@ -555,9 +555,9 @@ def load_adapter(model, prompt, folder):
 def load_mean(model, prompt, folders):
     """Read the mean of several adapters' weights.
 
-    Adapters that were trained on from the same one, or one and what became of
-    it, are better on average than each (model soups, Wortsman et al. 2022,
-    ICML); the mean of unrelated ones hears nothing.
+    Of an adapter and what further training made of it, or of two trainings
+    that began with the same one, the mean is often better than each (model
+    soups, Wortsman et al. 2022, ICML); that of unrelated ones hears nothing.
 
     Arguments
     ---------
