@@ -306,15 +306,15 @@ def test_web_page_in_chromium(folder, speech_llm, clips, tmp_path):
             converse(url, speech_llm, files, window, TOKENS)
             window.get_by_text("What was heard in the last clip?").click()
             window.click("#listen")
-            window.wait_for_selector("#heard dd")
-            window.wait_for_function(
-                "() => document.querySelector('#halt').disabled"
-            )
             heard = speech_llm.transcribe_file(
                 clips.first, max_new_tokens=TOKENS
             )
-            shown = window.locator("#heard dd").first.inner_text()
-            assert shown == (heard.strip() or "…")
+            shown = window.locator("#heard dd", has_text=heard.strip() or "…")
+            shown.first.wait_for(timeout=60000)  # it is written word by word
+            window.wait_for_function(
+                "() => document.querySelector('#halt').disabled"
+            )
+            assert shown.first.inner_text() == (heard.strip() or "…")
             assert glob.glob(f"{uploads}/**/first.wav", recursive=True)
             # The page works without any other machine.
             asked = [u for u in asked if u.startswith("http")]
