@@ -553,7 +553,7 @@ def load_adapter(model, prompt, folder):
 
 
 def load_mean(model, prompt, folders):
-    """Read the mean of several adapters' weights.
+    """Read the mean of several adapters' weights; see `load_adapter`.
 
     Of an adapter and what further training made of it, or of two trainings
     that began with the same one, the mean is often better than each (model
@@ -561,26 +561,24 @@ def load_mean(model, prompt, folders):
 
     Arguments
     ---------
-    model : BLSP
-        Its adapter gets the weights.
-    prompt : Prompt
-        Of the LLM.
+    model, prompt
+        Of all of them.
     folders : sequence of str
-        As those of `load_adapter`.
+        One or more.
 
     Raises
     ------
     BadInput
-        As `load_adapter`; if one of several adapters has LoRA.
+        As `load_adapter`; if there are several, and the model has LoRA.
     """
+    if len(folders) > 1 and lora_layers(model):
+        raise BadInput(
+            f"{folders[0]}: has LoRA, whose products the mean of the factors "
+            "does not give; begin with one adapter"
+        )
     states = []
     for folder in folders:
         load_adapter(model, prompt, folder)
-        if len(folders) > 1 and lora_layers(model):
-            raise BadInput(
-                f"{folder}: has LoRA, whose products the mean of the factors "
-                "does not give; begin with one adapter"
-            )
         state = model.adapter.state_dict()
         states.append(
             {
