@@ -73,6 +73,11 @@ def load_hparams(path, overrides=None):
         raise BadInput(f"{path}: no such hyperparameter file")
     try:
         path, changes = _whole_file(yaml, path, changes)
+        for value in changes.values():
+            # "[a, b]" in the place of a list over several lines makes
+            # ruamel.yaml join the lines after it.
+            if isinstance(value, ruamel.yaml.comments.CommentedSeq):
+                value.fa.set_block_style()
         stream = io.StringIO()
         yaml.dump(changes, stream)
         overrides = stream.getvalue() if changes else ""

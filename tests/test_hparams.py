@@ -105,3 +105,11 @@ def test_value_that_is_no_yaml_is_one_line(tmp_path):
     (tmp_path / "a.yaml").write_text("x: 1\n")
     with pytest.raises(BadInput, match="x: English: Hi.*into a preset"):
         load_hparams(str(tmp_path / "a.yaml"), "x: English: Hi.\n")
+
+
+def test_list_in_the_place_of_a_list_over_lines(tmp_path):
+    (tmp_path / "a.yaml").write_text(
+        "x: # some\n- a\n- b\n\n# Part\nname: n\ny: !ref <name>/1\nz: 1\n"
+    )
+    hparams, _, _ = load_hparams(str(tmp_path / "a.yaml"), "x: [c, d]")
+    assert hparams == {"x": ["c", "d"], "name": "n", "y": "n/1", "z": 1}

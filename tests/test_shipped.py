@@ -28,6 +28,7 @@ CONTINUE = (
     "Continue the following text in a coherent and engaging style with less "
     "than 40 words."
 )
+STORY = "Continue the story."
 
 
 @pytest.fixture(scope="module")
@@ -97,30 +98,30 @@ def test_shipped_adapter_hears(llm, clips):
 
 
 def test_shipped_adapter_follows_instructions(llm, clips):
-    """Asked to continue it writes down what was said as rarely as the LLM.
+    """Asked to continue it does so, and writes down what was said if told to.
 
-    The LLM is small, and begins many continuations with the text itself; what
-    it does with the transcripts is what can be asked for.
+    The LLM is small: to the paper's instruction it answers with the text
+    itself as often as not, from transcripts too, so that what it does with
+    those is what can be asked for. A story it continues.
     """
     ids, wavs, texts = map(list, zip(*clips, strict=True))
     tokenizer = llm.model.llm.tokenizer
-    written = [
-        tokenizer.decode(answer.ids, skip_special_tokens=True)
-        for answer in continuations(llm, clips)
-    ]
-    heard = llm.answer_batch(wavs, CONTINUE, max_new_tokens=32)
-    repeated = llm.answer_batch(wavs, REPEAT, max_new_tokens=32)
+    answers = {
+        "text": [
+            tokenizer.decode(answer.ids, skip_special_tokens=True)
+            for answer in continuations(llm, clips)
+        ]
+    }
+    for asked in (CONTINUE, STORY, REPEAT):
+        answers[asked] = llm.answer_batch(wavs, asked, max_new_tokens=32)
     followed = {}
-    for name, answers in (
-        ("text", written),
-        ("speech", heard),
-        ("repeat", repeated),
-    ):
+    for name, written in answers.items():
         metric = InstructionFollowing(resamples=0)
-        metric.append(ids, answers, texts, texts)
+        metric.append(ids, written, texts, texts)
         followed[name] = metric.summarize()[metric.main]
-    assert followed["speech"] >= followed["text"] - 10.0, followed
-    assert followed["repeat"] <= followed["speech"] - 10.0, followed
+    assert followed[CONTINUE] >= followed["text"] - 10.0, followed
+    assert followed[REPEAT] <= followed[CONTINUE] - 10.0, followed
+    assert followed[STORY] >= 90.0, (followed, answers[STORY])
 
 
 def test_card_matches_metrics(tmp_path):

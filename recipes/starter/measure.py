@@ -71,10 +71,12 @@ def agreement(name, data_folder, adapter):
         options = ["--continuations", unseen, "--first_adapter", folder]
         script = "recipes/blsp/train.py"
         where = run(script, "agreement", f"agreement_{name}_{who}", *options)
-        with open(os.path.join(where, "start.json"), encoding="utf-8") as file:
-            seen = json.load(file)
-        facts = (f"{key} {seen[key]:.3f}" for key in ("agreement", "kl"))
-        lines.append(f"{who}: {', '.join(facts)}")
+        probes = os.path.join(where, "probes.jsonl")
+        with open(probes, encoding="utf-8") as stream:
+            for seen in map(json.loads, stream):
+                asked = f"{who}, {seen['behaviour']}"
+                agreed = f"agreement {seen['agreement']:.3f}"
+                lines.append(f"{asked}: {agreed}, kl {seen['kl']:.3f}")
     return "\n".join(lines)
 
 
