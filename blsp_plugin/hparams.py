@@ -73,11 +73,7 @@ def load_hparams(path, overrides=None):
         raise BadInput(f"{path}: no such hyperparameter file")
     try:
         path, changes = _whole_file(yaml, path, changes)
-        for value in changes.values():
-            # "[a, b]" in the place of a list over several lines makes
-            # ruamel.yaml join the lines after it.
-            if isinstance(value, ruamel.yaml.comments.CommentedSeq):
-                value.fa.set_block_style()
+        _spread_lists(changes)
         stream = io.StringIO()
         yaml.dump(changes, stream)
         overrides = stream.getvalue() if changes else ""
@@ -140,6 +136,7 @@ def _whole_file(yaml, path, changes):
     if not (preset or mappings):
         return path, changes
     tree.update(mappings)
+    _spread_lists(tree)
     handle, merged = tempfile.mkstemp(suffix="-" + os.path.basename(path))
     atexit.register(os.remove, merged)
     with open(handle, "w", encoding="utf-8") as stream:
@@ -159,6 +156,19 @@ def _merge(tree, changes):
                 _merge(old, value)
                 continue
         tree[key] = value
+
+
+def _spread_lists(node):
+    """Write an item a line; of lists in one line ruamel.yaml makes other YAML.
+
+    Objects in them lose their braces, and in the place of a list over several
+    lines they join the lines after them.
+    """
+    if isinstance(node, ruamel.yaml.comments.CommentedSeq):
+        node.fa.set_block_style()
+    if isinstance(node, dict | list):
+        for child in node.values() if isinstance(node, dict) else node:
+            _spread_lists(child)
 
 
 def _unknown_key(path, key, keys):

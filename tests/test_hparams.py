@@ -113,3 +113,11 @@ def test_list_in_the_place_of_a_list_over_lines(tmp_path):
     )
     hparams, _, _ = load_hparams(str(tmp_path / "a.yaml"), "x: [c, d]")
     assert hparams == {"x": ["c", "d"], "name": "n", "y": "n/1", "z": 1}
+
+
+def test_list_of_objects_in_one_line_of_a_preset(files):
+    preset = files / "list.yaml"
+    preset.write_text(
+        "base: base.yaml\ndata: [!new:collections.Counter {b: 2}]\n"
+    )
+    assert load_hparams(str(preset))[0]["data"] == [{"b": 2}]

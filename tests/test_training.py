@@ -165,6 +165,24 @@ def test_resume_is_exact_with_every_switch(tiny, tmp_path, ranks):
         assert one.read() == two.read()
 
 
+def test_best_checkpoint_by_another_figure(tiny, tmp_path):
+    """KL is trained to be large: `loss` would keep where it is largest."""
+    preset = tmp_path / "unlearn.yaml"
+    preset.write_text(
+        f"base: {tiny}\nbest_by: kl\n"
+        "losses: [!new:blsp_plugin.losses.ResponseKL {weight: -1.0}]\n"
+    )
+    output = str(tmp_path / "out")
+    run_recipe(
+        "blsp/train.py", preset, output_folder=output, number_of_epochs=3
+    )
+    with open(f"{output}/probes.jsonl", encoding="utf-8") as stream:
+        seen = [json.loads(line) for line in stream]
+    kls = [s["kl"] for s in seen if s["step"] and s["behaviour"] == "all"]
+    assert len(kls) == 3 and kls[0] < kls[-1]
+    assert metrics(output)["end.kl"] == min(kls)
+
+
 def test_training_begins_with_an_adapter(finished, tiny, tmp_path):
     """Its validation before the first step is that at the other's end."""
     adapter = os.path.join(finished[0], "adapter")
@@ -483,6 +501,7 @@ def test_bad_clips_are_rejected_and_counted(tiny, tmp_path, llm_folder):
         ({"learning_rate": 1}, "has no key 'learning_rate'"),
         ({"whisper": "/nowhere"}, "cannot open this Whisper"),
         ({"llm": "/nowhere"}, "cannot open this"),
+        ({"best_by": "wer"}, "'wer' is none of loss, ce, kl"),
     ],
 )
 def test_wrong_settings_are_one_line(tiny, tmp_path, overrides, says):
