@@ -164,7 +164,7 @@ def _spread_lists(node):
     Objects in them lose their braces, and in the place of a list over several
     lines they join the lines after them.
     """
-    if isinstance(node, ruamel.yaml.comments.CommentedSeq):
+    if node and isinstance(node, ruamel.yaml.comments.CommentedSeq):
         node.fa.set_block_style()
     if isinstance(node, dict | list):
         for child in node.values() if isinstance(node, dict) else node:

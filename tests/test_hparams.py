@@ -115,9 +115,12 @@ def test_list_in_the_place_of_a_list_over_lines(tmp_path):
     assert hparams == {"x": ["c", "d"], "name": "n", "y": "n/1", "z": 1}
 
 
-def test_list_of_objects_in_one_line_of_a_preset(files):
-    preset = files / "list.yaml"
-    preset.write_text(
-        "base: base.yaml\ndata: [!new:collections.Counter {b: 2}]\n"
+def test_lists_in_one_line_of_a_preset(tmp_path):
+    (tmp_path / "a.yaml").write_text(
+        "x: 1\nnone: []  # yet\ny: [1]  # one\nz: 2\n"
     )
-    assert load_hparams(str(preset))[0]["data"] == [{"b": 2}]
+    preset = tmp_path / "b.yaml"
+    preset.write_text("base: a.yaml\nx: [!new:collections.Counter {b: 2}]\n")
+    hparams, _, _ = load_hparams(str(preset), "y: []")
+    assert hparams == {"x": [{"b": 2}], "none": [], "y": [], "z": 2}
+    assert load_hparams(str(preset))[0]["y"] == [1]
