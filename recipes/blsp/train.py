@@ -86,7 +86,9 @@ def main(argv):
         valid_loader_kwargs=valid_options,
     )
     # The best checkpoint becomes the adapter; its stats are the result.
-    validate(min_key=brain.hparams.best_by, test_loader_kwargs={**valid_options})
+    validate(
+        min_key=brain.hparams.best_by, test_loader_kwargs={**valid_options}
+    )
     if brain.debug:
         return
     if if_main_process():
