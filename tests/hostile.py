@@ -70,6 +70,8 @@ def say(port, request, seconds=8.0):
                     if header.startswith(b"content-length:")
                 ]
                 if length and len(body) >= length[0]:
+                    # What is behind a request is answered, too.
+                    answer = head + b"\r\n\r\n" + body[: length[0]]
                     break
                 if body.endswith(b"\r\n0\r\n\r\n") or body == b"0\r\n\r\n":
                     break
