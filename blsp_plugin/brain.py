@@ -32,7 +32,6 @@ from blsp_plugin.checkpoints import (
     base_fingerprints,
 )
 from blsp_plugin.distributed import ranks, sum_over_ranks
-from blsp_plugin.errors import BadInput
 from blsp_plugin.losses import TeacherStates, response_loss
 from blsp_plugin.model import BLSP, ResponseStates
 from blsp_plugin.probes import Probes, record_probes
@@ -41,10 +40,6 @@ from blsp_plugin.speech import SpeechEmbeddings
 __all__ = ["AlignmentBrain", "Predictions"]
 
 logger = get_logger(__name__)
-
-# What tells the best checkpoint. The CTC loss of a model that grows sure of
-# itself rises while what the LLM makes of it still gets better.
-COMPARED = ("loss", "ce", "kl")
 
 
 class Predictions(NamedTuple):
@@ -73,9 +68,8 @@ class AlignmentBrain(sb.Brain):
     (a partial of a SpeechBrain scheduler that takes ``num_training_steps``),
     ``number_of_epochs``, ``train_logger``, ``output_folder``,
     ``max_rejected``, ``probe_rows`` (rows of the validation set whose greedy
-    continuations are compared), ``best_by`` (one of `COMPARED`), and maybe
-    ``lora``. Losses that learn are trained, and kept in checkpoints, as the
-    adapter is.
+    continuations are compared), ``best_by``, and maybe ``lora``. Losses that
+    learn are trained, and kept in checkpoints, as the adapter is.
 
     Arguments
     ---------
@@ -84,11 +78,6 @@ class AlignmentBrain(sb.Brain):
     """
 
     def __init__(self, modules, *args, hparams, checkpointer=None, **kwargs):
-        if hparams["best_by"] not in COMPARED:
-            raise BadInput(
-                f"best_by: {hparams['best_by']!r} is none of "
-                f"{', '.join(COMPARED)}"
-            )
         losses = hparams["losses"]
         learn = [x for x in losses if isinstance(x, torch.nn.Module)]
         learn = {f"loss_{loss.name}": loss for loss in learn}
@@ -363,10 +352,8 @@ class AlignmentBrain(sb.Brain):
             )
             return
         self.valid_stats, probes = self.probes.summary()
-        # At the end the best checkpoint is validated again, and those after it
-        # would make room.
-        new = stage == sb.Stage.VALID or self.optimizer_step == 0
-        if new and if_main_process() and not self.debug:
+        again = stage == sb.Stage.TEST and self.optimizer_step  # the best one
+        if if_main_process() and not (self.debug or again):
             folder = self.hparams.output_folder
             record_probes(folder, self.optimizer_step, probes)
         stats = {"stats_meta": {"steps": self.optimizer_step}}
@@ -381,8 +368,7 @@ class AlignmentBrain(sb.Brain):
         self.hparams.train_logger.log_stats(**stats)
         if stage == sb.Stage.VALID and self.checkpointer is not None:
             self.checkpointer.save_and_keep_only(
-                meta={name: self.valid_stats[name] for name in COMPARED},
-                min_keys=[self.hparams.best_by],
+                meta=self.valid_stats, min_keys=[self.hparams.best_by]
             )
 
     def metrics(self, start):

@@ -33,6 +33,7 @@ __all__ = [
     "SavedDict",
     "base_fingerprints",
     "check_base",
+    "check_best_by",
     "check_provenance",
 ]
 
@@ -236,6 +237,27 @@ def check_base(trained_for, base, where):
                 f"{trained_for.get(part)}, here {name}); give the {part} it "
                 "was trained with, or train a new adapter"
             )
+
+
+def check_best_by(figure):
+    """Refuse what does not tell the best checkpoint.
+
+    The CTC loss of a model that grows sure of itself rises while what the LLM
+    makes of it still gets better, so it is not always the loss.
+
+    Arguments
+    ---------
+    figure : str
+        Of the validation; its lowest value is the best.
+
+    Raises
+    ------
+    BadInput
+        If it is none of ``loss``, ``ce``, ``kl``.
+    """
+    known = ("loss", "ce", "kl")
+    if figure not in known:
+        raise BadInput(f"best_by: {figure!r} is none of {', '.join(known)}")
 
 
 def check_provenance(data_file, base):

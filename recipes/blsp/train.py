@@ -27,7 +27,7 @@ from speechbrain.utils.logger import get_logger
 
 from blsp_plugin.allocator import keep_freed_memory
 from blsp_plugin.brain import AlignmentBrain
-from blsp_plugin.checkpoints import check_provenance
+from blsp_plugin.checkpoints import check_best_by, check_provenance
 from blsp_plugin.dataio import training_data
 from blsp_plugin.errors import one_line_errors
 from blsp_plugin.files import atomic_write, write_json
@@ -49,6 +49,7 @@ def main(argv):
         hyperparams_to_save=hparams_file,
         overrides=overrides,
     )
+    check_best_by(hparams["best_by"])
     brain = AlignmentBrain(
         modules=hparams["modules"],
         opt_class=hparams["opt_class"],
