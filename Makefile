@@ -47,11 +47,13 @@ starter: $(STAMP) ## Fetch the starter kit beforehand (models and speech)
 demo: $(STAMP) ## Run the whole loop on the starter kit
 	$(BIN)/python recipes/demo/demo.py
 
-# The two longest files first, one a process: a long one begun last is waited
-# for.
+# The longest files first: a long one begun last is waited for.
+TESTS_FIRST := $(patsubst %,tests/test_%.py,documentation training starter_pair \
+    kill continuation huggingface shipped adapters llm)
+
 test: $(STAMP) ## Run the test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile \
-	    tests/test_documentation.py tests/test_training.py tests blsp_plugin
+	    $(TESTS_FIRST) tests blsp_plugin
 
 vllm-env: $(VLLM_VENV)/.installed ## Make .venv-vllm: vLLM for stage 1
 

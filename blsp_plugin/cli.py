@@ -142,13 +142,14 @@ def _add_model_options(parser, new_tokens=128):
     group.add_argument(
         "--dtype",
         choices=["float32", "bfloat16", "int8"],
-        help="of the LLM's weights (default: as trained)",
+        help="of the LLM's weights (default: as trained; float32 on a CPU that "
+        "would emulate bfloat16)",
     )
     group.add_argument(
         "--encoder-dtype",
         "--encoder_dtype",
         choices=["float32", "bfloat16"],
-        help="of the encoder's weights (default: as trained)",
+        help="of the encoder's weights (default: likewise)",
     )
     group.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: any)")
     group.add_argument(

@@ -39,6 +39,7 @@ __all__ = ["Exported", "export_adapter", "export_transformers", "push"]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _SCHEME = "starter:"
 _DTYPES = ("float32", "bfloat16")
+_DTYPE = "blsp_plugin.pretrained.native_precision"  # where it is opened
 _PLACES = {  # key of the JSON -> key of the YAML that has it as `source`
     "whisper": "speech_encoder",
     "llm": "llm_model",
@@ -395,12 +396,12 @@ def _yaml_of(facts, lora_places):
         "blsp_plugin.encoder.WhisperEncoder",
         source=_tagged("!ref", "<whisper>"),
         pad_to_30s=facts["pad_to_30s"],
-        dtype=facts["encoder_dtype"],
+        dtype=_call(_DTYPE, facts["encoder_dtype"]),
     )
     tree["llm_model"] = _new(
         "blsp_plugin.llm.FrozenLLM",
         source=_tagged("!ref", "<llm>"),
-        dtype=facts["llm_dtype"],
+        dtype=_call(_DTYPE, facts["llm_dtype"]),
     )
     names = ("content", "template", "system", "chat_options")
     tree["prompt"] = _new(
@@ -438,11 +439,13 @@ def _source(name):
     """A model's name in YAML; the starter kit's is looked up when opened."""
     if not name.startswith(_SCHEME):
         return name
-    call = ruamel.yaml.comments.CommentedSeq([name])
-    call.yaml_set_ctag(
-        ruamel.yaml.tag.Tag(suffix="!apply:blsp_plugin.starter.resolve")
-    )
-    return call
+    return _call("blsp_plugin.starter.resolve", name)
+
+
+def _call(name, value):
+    node = ruamel.yaml.comments.CommentedSeq([value])
+    node.yaml_set_ctag(ruamel.yaml.tag.Tag(suffix=f"!apply:{name}"))
+    return node
 
 
 def _new(name, **arguments):

@@ -115,8 +115,9 @@ class SpeechLLM(Pretrained):
         llm : str, optional
             Folder or hub id of the LLM, likewise.
         dtype : str, optional
-            Of the LLM's weights: "float32", "bfloat16" or "int8"; the one
-            that it was trained with if not given.
+            Of the LLM's weights: "float32", "bfloat16" or "int8"; if not
+            given, the one that it was trained with, but float32 on a CPU
+            that would emulate bfloat16.
         encoder_dtype : str, optional
             Of the encoder's weights: "float32" or "bfloat16", likewise.
         run_opts : dict, optional

@@ -28,7 +28,11 @@ from blsp_plugin.files import write_json
 from blsp_plugin.hparams import executed_by
 from blsp_plugin.llm import FrozenLLM
 from blsp_plugin.model import BLSP
-from blsp_plugin.pretrained import lora_layers, open_pretrained
+from blsp_plugin.pretrained import (
+    lora_layers,
+    native_precision,
+    open_pretrained,
+)
 from blsp_plugin.prompts import Prompt
 
 __all__ = [
@@ -210,8 +214,8 @@ def open_package(
     llm : str, optional
         Folder or hub id of the LLM, likewise.
     dtype : str, optional
-        Of the LLM's weights: "float32", "bfloat16" or "int8"; the one that it
-        was trained with if not given.
+        Of the LLM's weights: "float32", "bfloat16" or "int8"; if not given,
+        the one that it was trained with (see `native_precision`).
     encoder_dtype : str, optional
         Of the encoder's weights: "float32" or "bfloat16", likewise.
     llm_class : type
@@ -235,13 +239,13 @@ def open_package(
     encoder = WhisperEncoder(
         whisper or starter.resolve(facts["whisper"]),
         facts["pad_to_30s"],
-        encoder_dtype or facts["encoder_dtype"],
+        encoder_dtype or native_precision(facts["encoder_dtype"]),
     )
     # A model that brings its own code would ask at the terminal.
     no_code = {"trust_remote_code": False}
     llm = llm_class(
         llm or starter.resolve(facts["llm"]),
-        dtype or facts["llm_dtype"],
+        dtype or native_precision(facts["llm_dtype"]),
         **{"options": no_code, **options},
     )
     model = BLSP(encoder, adapter, llm)

@@ -19,11 +19,13 @@ __all__ = [
     "fingerprint_text",
     "has_lora",
     "lora_layers",
+    "native_precision",
     "own_dtype",
     "without_lora",
 ]
 
 _SAMPLES_PER_TENSOR = 64
+_SINGLE = {"bfloat16": "float32", "bf16": "fp32"}
 
 
 def open_pretrained(opener, source, what, **kwargs):
@@ -173,6 +175,42 @@ def has_lora(module):
     bool
     """
     return any(isinstance(part, LoRA) for part in module.modules())
+
+
+def native_precision(name):
+    """A precision, or single precision where bfloat16 would be emulated.
+
+    CPUs without AVX-512 or Arm's BF16 have no fast products in bfloat16: there
+    a training step takes tens of times longer than in float32
+    (docs/experiments.md, section 21).
+
+    Arguments
+    ---------
+    name : str
+        Of a dtype ("bfloat16"), or of autocast's precision ("bf16").
+
+    Returns
+    -------
+    str
+        The name; "float32" or "fp32" instead of bfloat16 on such a machine.
+
+    Example
+    -------
+    >>> native_precision("bfloat16") in ("bfloat16", "float32")
+    True
+    >>> native_precision("int8")
+    'int8'
+    """
+    return name if _has_bfloat16() else _SINGLE.get(name, name)
+
+
+def _has_bfloat16():
+    """Does this machine's GPU, or else its CPU, compute in bfloat16?"""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # What torch itself asks before it gives a product to oneDNN.
+    onednn = torch.backends.mkldnn.is_available()
+    return onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def own_dtype(module, device, dtype):

@@ -16,6 +16,7 @@ import yaml as pyyaml
 from safetensors.torch import load_file, save_file
 from speechbrain.nnet.adapters import AdaptedModel, LoRA
 
+from blsp_plugin import pretrained
 from blsp_plugin.adapters import (
     CFormerAdapter,
     ConcatMLPAdapter,
@@ -134,6 +135,34 @@ def test_export_roundtrip_logits(
         assert torch.equal(logits(again.model, again.prompt), before), options
         assert again.prompt.system == prompt.system
     assert os.listdir(tmp_path / "out") == ["packed"]
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_opens_in_native_precision(
+    native, adapter_folder, tmp_path, monkeypatch
+):
+    """By the JSON and by the YAML; a dtype that is asked for is given."""
+    path = adapter_folder / "adapter.json"
+    facts = json.loads(path.read_text())
+    facts.update(llm_dtype="bfloat16", encoder_dtype="bfloat16")
+    path.write_text(json.dumps(facts))
+    target = tmp_path / "packed"
+    export_adapter(adapter_folder, target, allow_local_paths=True)
+    monkeypatch.setattr(pretrained, "_has_bfloat16", lambda: native)
+    asked = {"dtype": "bfloat16", "encoder_dtype": "bfloat16"}
+    for options, half in (
+        ({}, native),
+        ({"hparams_file": "hyperparams.yaml"}, native),
+        (asked, True),
+    ):
+        model = SpeechLLM.from_hparams(
+            str(target),
+            run_opts=CPU,
+            savedir=str(tmp_path / "saved"),
+            **options,
+        ).model
+        dtype = torch.bfloat16 if half else torch.float32
+        assert (model.llm.dtype, model.encoder.dtype) == (dtype, dtype)
 
 
 def test_training_s_own_yaml_is_taken_over(

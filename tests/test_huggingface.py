@@ -35,6 +35,7 @@ from blsp_plugin.huggingface.configuration import build_adapter
 from blsp_plugin.llm import FrozenLLM
 from blsp_plugin.model import BLSP
 from blsp_plugin.packing import Row, pack
+from blsp_plugin.pretrained import native_precision
 from blsp_plugin.prompts import Prompt
 from tests.conftest import make_wavs
 
@@ -595,7 +596,8 @@ def test_export_of_the_starter_pair(tmp_path):
     )
     wavs = [read_speech(path) for path in clips[:300:150]]
     encoder = WhisperEncoder(whisper)
-    for source, dtype in zip(llms, ("float32", "bfloat16"), strict=True):
+    dtypes = "float32", native_precision("bfloat16")
+    for source, dtype in zip(llms, dtypes, strict=True):
         llm = FrozenLLM(source, dtype=dtype)
         torch.manual_seed(1)
         adapter = ConvAdapter(

@@ -15,6 +15,7 @@ from blsp_plugin.llm import FrozenLLM
 from blsp_plugin.losses import ResponseCrossEntropy, response_loss
 from blsp_plugin.model import BLSP
 from blsp_plugin.packing import Row, pack, predictors
+from blsp_plugin.pretrained import native_precision
 from blsp_plugin.prompts import Prompt
 from blsp_plugin.speech import SpeechEmbeddings
 
@@ -36,10 +37,11 @@ def kit():
 
 @pytest.fixture(scope="module")
 def pair(kit):
-    """Whisper-tiny.en, SmolLM2-135M-Instruct in bfloat16, their adapter."""
+    """Whisper-tiny.en, SmolLM2-135M-Instruct, their adapter."""
     torch.manual_seed(0)
     encoder = WhisperEncoder(kit["whisper"])
-    llm = FrozenLLM(kit["llm"], "bfloat16", attn_implementation="eager")
+    dtype = native_precision("bfloat16")
+    llm = FrozenLLM(kit["llm"], dtype, attn_implementation="eager")
     adapter = ConvAdapter(
         encoder.output_size, llm.hidden_size, gain=llm.embedding_rms
     )
