@@ -39,7 +39,13 @@ KINDS = {
     "ctc": (CTCAdapter, {"layers": 2, "dropout": 0.0, "sharpness": 1.0}),
     "spelled": (
         SpelledCTCAdapter,
-        {"layers": 2, "dropout": 0.0, "sharpness": 1.0, "vector_size": 24},
+        {
+            "layers": 2,
+            "dropout": 0.0,
+            "sharpness": 1.0,
+            "vector_size": 24,
+            "spelling_width": 24,
+        },
     ),
 }
 # What trains them beside the response.
