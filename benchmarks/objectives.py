@@ -26,6 +26,8 @@ import time
 
 from matplotlib.figure import Figure
 
+from blsp_plugin.pretrained import native_precision
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 OBJECTIVES = {
     "ce": "train.yaml",
@@ -50,8 +52,8 @@ def run(name, seed, args):
             "max_batch_tokens": args.max_batch_tokens,
             "encoder_cache": cache,
             "teacher_cache": cache,
-            "encoder_dtype": "bfloat16",
-            "precision": "bf16",
+            "encoder_dtype": native_precision("bfloat16"),
+            "precision": native_precision("bf16"),
         }
         command = [sys.executable, "recipes/blsp/train.py"]
         command += [f"hparams/{OBJECTIVES[name]}", "--noprogressbar"]

@@ -39,7 +39,7 @@ __all__ = ["Exported", "export_adapter", "export_transformers", "push"]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _SCHEME = "starter:"
 _DTYPES = ("float32", "bfloat16")
-_DTYPE = "blsp_plugin.pretrained.native_precision"  # where it is opened
+_NATIVE = "blsp_plugin.pretrained.native_precision"
 _PLACES = {  # key of the JSON -> key of the YAML that has it as `source`
     "whisper": "speech_encoder",
     "llm": "llm_model",
@@ -160,7 +160,8 @@ def export_transformers(
     llm : str, optional
         Of the LLM, likewise.
     dtype : str, optional
-        Of the LLM's weights, "float32" or "bfloat16".
+        Of the LLM's weights, "float32" or "bfloat16"; as trained if not
+        given, whatever this machine computes in.
     overwrite : bool
         Write into a folder that is not empty.
 
@@ -175,9 +176,10 @@ def export_transformers(
     """
     from blsp_plugin.huggingface import export_to_transformers
 
-    check_package(source)
+    facts = check_package(source)
     _check_target(source, target, overwrite, ())
-    model, prompt = open_package(source, whisper, llm, dtype)
+    dtypes = (dtype or facts["llm_dtype"], facts["encoder_dtype"])
+    model, prompt = open_package(source, whisper, llm, *dtypes)
     with _appearing(target) as folder:
         export_to_transformers(model, prompt, folder)
     return Exported(target, _sizes(target), None)
@@ -327,7 +329,7 @@ def _yaml_text(source, facts, allow_local_paths):
     ours = facts.get("adapter") is not None
     tree = _read_yaml(path) if os.path.isfile(path) else None
     if tree is not None:
-        _set_sources(tree, facts)
+        _set_base(tree, facts)
         local = None if allow_local_paths else _local_path(tree)
         if local is None:
             return _dump(tree)
@@ -370,10 +372,13 @@ def _read_yaml(path):
     return tree if named else None
 
 
-def _set_sources(tree, facts):
+def _set_base(tree, facts):
+    """Sources that travel, in a precision that the machine computes in."""
     for key, part in _PLACES.items():
         tree[key] = _source(facts[key])
         tree[part]["source"] = _tagged("!ref", f"<{key}>")
+        dtype = "llm_dtype" if key == "llm" else "encoder_dtype"
+        tree[part]["dtype"] = _call(_NATIVE, facts[dtype])
 
 
 def _local_path(node):
@@ -396,12 +401,12 @@ def _yaml_of(facts, lora_places):
         "blsp_plugin.encoder.WhisperEncoder",
         source=_tagged("!ref", "<whisper>"),
         pad_to_30s=facts["pad_to_30s"],
-        dtype=_call(_DTYPE, facts["encoder_dtype"]),
+        dtype=_call(_NATIVE, facts["encoder_dtype"]),
     )
     tree["llm_model"] = _new(
         "blsp_plugin.llm.FrozenLLM",
         source=_tagged("!ref", "<llm>"),
-        dtype=_call(_DTYPE, facts["llm_dtype"]),
+        dtype=_call(_NATIVE, facts["llm_dtype"]),
     )
     names = ("content", "template", "system", "chat_options")
     tree["prompt"] = _new(

@@ -178,11 +178,11 @@ def has_lora(module):
 
 
 def native_precision(name):
-    """A precision, or single precision where bfloat16 would be emulated.
+    """A precision, or single precision where a CPU would emulate bfloat16.
 
-    CPUs without AVX-512 or Arm's BF16 have no fast products in bfloat16: there
-    a training step takes tens of times longer than in float32
-    (docs/experiments.md, section 21).
+    That is, on a machine without a GPU: CPUs without AVX-512 or Arm's BF16
+    have no fast products in bfloat16, and a training step takes tens of times
+    longer than in float32 (docs/experiments.md, section 21).
 
     Arguments
     ---------
@@ -205,9 +205,9 @@ def native_precision(name):
 
 
 def _has_bfloat16():
-    """Does this machine's GPU, or else its CPU, compute in bfloat16?"""
+    """Does this machine compute in bfloat16? With a GPU it need not ask."""
     if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return True
     # What torch itself asks before it gives a product to oneDNN.
     onednn = torch.backends.mkldnn.is_available()
     return onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported()

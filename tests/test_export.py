@@ -187,6 +187,7 @@ def test_training_s_own_yaml_is_taken_over(
         assert os.path.dirname(whisper_folder) not in text
         assert "someone/whisper" in text
     text = (target / "hyperparams.yaml").read_text()
+    assert text.count("native_precision") == 2
     assert "attn_implementation" in text
     assert "starter:gemma3-270m" in text
     assert "blsp_plugin.starter.resolve" in executed_by(
@@ -353,6 +354,25 @@ def test_one_model_for_transformers(adapter_folder, tmp_path):
         export_transformers(adapter_folder, target)
     export_transformers(adapter_folder, target, overwrite=True)
     assert sorted(os.listdir(tmp_path)) == ["one", "trained"]
+
+
+def test_files_do_not_depend_on_the_machine(
+    adapter_folder, tmp_path, monkeypatch
+):
+    """What was trained in bfloat16 is written so where it is emulated, too."""
+    path = adapter_folder / "adapter.json"
+    facts = json.loads(path.read_text())
+    facts.update(llm_dtype="bfloat16", encoder_dtype="bfloat16")
+    path.write_text(json.dumps(facts))
+    written = []
+    for native in (True, False):
+        monkeypatch.setattr(pretrained, "_has_bfloat16", lambda n=native: n)
+        target = tmp_path / str(native)
+        export_transformers(adapter_folder, target)
+        files = sorted(target.iterdir())
+        written.append({file.name: file.read_bytes() for file in files})
+    assert written[0] == written[1]
+    assert json.loads(written[0]["config.json"])["dtype"] == "bfloat16"
 
 
 # What strangers packed

@@ -50,13 +50,14 @@ def add_arguments(parser):
     add(
         "--dtype",
         choices=("float32", "bfloat16", "int8"),
-        help="of the LLM's weights (default: as trained; with --vllm, whose "
-        "own dtype decides, of the embeddings: float32)",
+        help="of the LLM's weights (default: as trained; float32 on a CPU that "
+        "would emulate bfloat16; with --vllm, whose own dtype decides, of the "
+        "embeddings: float32)",
     )
     add(
         "--encoder-dtype",
         choices=("float32", "bfloat16"),
-        help="of the encoder's weights (default: as trained); in float32 what "
+        help="of the encoder's weights (default: likewise); in float32 what "
         "a clip becomes does not depend on those encoded with it",
     )
     add("--device", help="cpu, cuda, ... (default: cuda if there is one)")
