@@ -40,9 +40,9 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _SCHEME = "starter:"
 _DTYPES = ("float32", "bfloat16")
 _NATIVE = "blsp_plugin.pretrained.native_precision"
-_PLACES = {  # key of the JSON -> key of the YAML that has it as `source`
-    "whisper": "speech_encoder",
-    "llm": "llm_model",
+_PLACES = {  # key of the JSON -> what has it as `source` in the YAML, its dtype
+    "whisper": ("speech_encoder", "encoder_dtype"),
+    "llm": ("llm_model", "llm_dtype"),
 }
 
 
@@ -367,17 +367,16 @@ def _read_yaml(path):
         raise BadInput(f"{path}: not a valid YAML file: {error}") from error
     named = isinstance(tree, dict) and all(
         key in tree and isinstance(tree.get(part), dict)
-        for key, part in _PLACES.items()
+        for key, (part, _) in _PLACES.items()
     )
     return tree if named else None
 
 
 def _set_base(tree, facts):
     """Sources that travel, in a precision that the machine computes in."""
-    for key, part in _PLACES.items():
+    for key, (part, dtype) in _PLACES.items():
         tree[key] = _source(facts[key])
         tree[part]["source"] = _tagged("!ref", f"<{key}>")
-        dtype = "llm_dtype" if key == "llm" else "encoder_dtype"
         tree[part]["dtype"] = _call(_NATIVE, facts[dtype])
 
 
@@ -394,20 +393,12 @@ def _local_path(node):
 
 def _yaml_of(facts, lora_places):
     """A YAML that opens what the JSON describes."""
-    tree = ruamel.yaml.comments.CommentedMap()
-    for key in _PLACES:
-        tree[key] = _source(facts[key])
+    tree = ruamel.yaml.comments.CommentedMap(dict.fromkeys(_PLACES))
     tree["speech_encoder"] = _new(
-        "blsp_plugin.encoder.WhisperEncoder",
-        source=_tagged("!ref", "<whisper>"),
-        pad_to_30s=facts["pad_to_30s"],
-        dtype=_call(_NATIVE, facts["encoder_dtype"]),
+        "blsp_plugin.encoder.WhisperEncoder", pad_to_30s=facts["pad_to_30s"]
     )
-    tree["llm_model"] = _new(
-        "blsp_plugin.llm.FrozenLLM",
-        source=_tagged("!ref", "<llm>"),
-        dtype=_call(_NATIVE, facts["llm_dtype"]),
-    )
+    tree["llm_model"] = _new("blsp_plugin.llm.FrozenLLM")
+    _set_base(tree, facts)
     names = ("content", "template", "system", "chat_options")
     tree["prompt"] = _new(
         "blsp_plugin.prompts.Prompt",
